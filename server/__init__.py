@@ -1,0 +1,1 @@
+"""The coordinator: it averages transfer layers and never sees a row."""
