@@ -44,7 +44,7 @@ clean: ## remove the environment, caches and bundles; runs stay
 # One stamp for each set of extras. torch goes first and alone, so that the index or wheel folder that was set up for it decides its build.
 $(SET_UP)/venv: $(MANIFESTS)
 	@python=""; \
-	for name in python3.13 python3.12 python3.11 python3; do \
+	for name in python3 python3.13 python3.12 python3.11; do \
 	    if command -v "$$name" >/dev/null && "$$name" -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; \
 	    then python="$$name"; break; fi; \
 	done; \
