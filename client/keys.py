@@ -1,0 +1,164 @@
+"""A partner's own keys: one to sign passports with (Ed25519), one to open those sealed to it (X25519)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from nacl.exceptions import CryptoError
+from nacl.public import PrivateKey, PublicKey, SealedBox
+from nacl.signing import SigningKey, VerifyKey
+
+from shared.errors import PassportError
+
+from .durable_files import storage_errors
+
+_FILE = "partner.keys"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # as the wire has it for a domain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicKeys:
+    """What a partner tells the others, over a channel they trust.
+
+    Args:
+        partner: the partner's domain name.
+        verify_key: Ed25519, 32 bytes in hex.
+        box_key: X25519, 32 bytes in hex.
+    """
+
+    partner: str
+    verify_key: str
+    box_key: str
+
+    def __post_init__(self) -> None:
+        check_partner_name(self.partner)
+        for field, value in (("verify_key", self.verify_key), ("box_key", self.box_key)):
+            if len(value) != 64 or any(c not in "0123456789abcdef" for c in value):
+                raise PassportError(
+                    f"'{field}' of partner '{self.partner}' is not 32 bytes in hex", do="Ask the partner for the file again."
+                )
+
+    def to_json(self) -> str:
+        return json.dumps({"partner": self.partner, "verify_key": self.verify_key, "box_key": self.box_key}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> PublicKeys:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            PassportError: anything but exactly the three fields.
+        """
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError):
+            raise PassportError("the public keys are not JSON", do="Ask the partner for the file again.") from None
+        if (
+            not isinstance(values, dict)
+            or set(values) != {"partner", "verify_key", "box_key"}
+            or any(type(v) is not str for v in values.values())
+        ):
+            raise PassportError(
+                "public keys have exactly the fields partner, verify_key and box_key", do="Ask the partner for the file again."
+            )
+        return cls(**values)
+
+
+class Keys:
+    """A partner's private keys. They are made once, stay in one file (0600), and are never sent.
+
+    Args:
+        signing_seed: 32 secret bytes.
+        box_secret: 32 secret bytes.
+    """
+
+    __slots__ = ("_box", "_signing")
+
+    def __init__(self, signing_seed: bytes, box_secret: bytes) -> None:
+        self._signing = SigningKey(signing_seed)
+        self._box = PrivateKey(box_secret)
+
+    def __repr__(self) -> str:
+        return "Keys(secret)"
+
+    @classmethod
+    def load_or_create(cls, folder: Path) -> Keys:
+        """Opens the keys of a folder; makes them from the operating system's entropy where there are none yet.
+
+        Raises:
+            PassportError: the file is damaged, or others may read it.
+            StorageError: the folder cannot be written.
+        """
+        path = Path(folder) / _FILE
+        if not path.exists():
+            _create(path)
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise PassportError(
+                f"'{_FILE}' can be read by others than its owner",
+                do=f"Run chmod 600 on it, and make new keys if others may have used '{_FILE}'.",
+            )
+        try:
+            values = json.loads(path.read_bytes())
+            return cls(bytes.fromhex(values["signing"]), bytes.fromhex(values["box"]))
+        except (ValueError, KeyError, TypeError, RecursionError, CryptoError):
+            raise PassportError(
+                f"'{_FILE}' is damaged", do="Restore it from a copy, or remove it and give the partners the new public keys."
+            ) from None
+
+    def public(self, partner: str) -> PublicKeys:
+        """The public half, under the partner's domain name."""
+        return PublicKeys(partner=partner, verify_key=self._signing.verify_key.encode().hex(), box_key=self._box.public_key.encode().hex())
+
+    def sign(self, message: bytes) -> bytes:
+        """The 64 bytes of an Ed25519 signature."""
+        return self._signing.sign(message).signature
+
+    def open_sealed(self, data: bytes) -> bytes:
+        """Opens what was sealed to these keys.
+
+        Raises:
+            PassportError: it was sealed to another key, or is damaged.
+        """
+        try:
+            return SealedBox(self._box).decrypt(data)
+        except (CryptoError, ValueError, TypeError):
+            raise PassportError(
+                "the file was not sealed to this partner's key, or is damaged", do="Ask the sender for it again, with your public keys."
+            ) from None
+
+
+def seal(data: bytes, box_key: str) -> bytes:
+    """Encrypts to one X25519 key (hex); only its owner can open it, and it names no sender."""
+    return SealedBox(PublicKey(bytes.fromhex(box_key))).encrypt(data)
+
+
+def verify_key(keys: PublicKeys) -> VerifyKey:
+    return VerifyKey(bytes.fromhex(keys.verify_key))
+
+
+def check_partner_name(name: str) -> None:
+    """Refuses names that could be mistaken for something else in a path, a header or a message."""
+    if _NAME.fullmatch(name) is None:
+        raise PassportError("a partner's name is 1 to 64 letters, digits, '-' or '_', and begins with a letter or a digit")
+
+
+def _create(path: Path) -> None:
+    text = json.dumps({"signing": os.urandom(32).hex(), "box": os.urandom(32).hex()})
+    with storage_errors(f"'{path.name}'"):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):  # another process was first: its keys are the keys
+                os.link(name, path)
+        finally:
+            os.unlink(name)
