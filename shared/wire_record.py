@@ -1,0 +1,141 @@
+"""A record of the wire: rules for its fields, strict reading, canonical writing. The kinds themselves are in `shared.wire`."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+from flwr.app import ConfigRecord, RecordDict
+
+from shared.wire_arrays import ArraySpec, Malformed, check_names, pack_arrays, read_arrays
+
+FIELDS_KEY, ARRAYS_KEY = "fields", "arrays"
+
+Rule = Callable[[Any], bool]
+
+
+def text(pattern: str) -> Rule:
+    compiled = re.compile(pattern)
+    return lambda value: type(value) is str and compiled.fullmatch(value) is not None
+
+
+def whole(low: int, high: int) -> Rule:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def exactly(wanted: Any) -> Rule:
+    return lambda value: type(value) is type(wanted) and value == wanted
+
+
+DOMAIN = text(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+RUN_ID = text(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+SHA256 = text(r"[0-9a-f]{64}")
+DIGEST = text(r"[0-9a-f]{16,64}")
+ROUND = whole(0, 100_000)
+
+
+def epsilon(value: Any) -> bool:
+    return type(value) is float and not math.isnan(value) and value >= 0.0
+
+
+def toml(value: Any) -> bool:
+    return type(value) is str and 0 < len(value) <= 65_536
+
+
+def canonical_json(record: Mapping[str, str | int]) -> str:
+    """The one text of a flat record: keys sorted, no blanks, ASCII."""
+    return json.dumps(dict(record), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def flat_json(value: Any) -> bool:
+    if type(value) is not str or not 2 <= len(value) <= 2048:
+        return False
+    try:
+        record = json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    return (
+        isinstance(record, dict)
+        and len(record) <= 16
+        and all(type(v) in (str, int) for v in record.values())
+        and canonical_json(record) == value
+    )
+
+
+class Record:
+    """One kind of message content. Sub-classes are frozen dataclasses; ``RULES`` and ``ARRAYS`` say what each field must be.
+
+    Fields in ``RULES`` travel in a `ConfigRecord`, those in ``ARRAYS`` in an `ArrayRecord`; ``OPEN_ARRAYS`` names a field that
+    holds a dictionary of float32 arrays whose names follow from the run configuration.
+    """
+
+    RULES: ClassVar[Mapping[str, Rule]] = {}
+    ARRAYS: ClassVar[Mapping[str, ArraySpec]] = {}
+    OPEN_ARRAYS: ClassVar[str] = ""
+
+    def pack(self) -> RecordDict:
+        """The canonical content of a message.
+
+        Raises:
+            Malformed: when the record itself breaks its rules, so that nothing malformed is ever sent.
+        """
+        content = self._pack()
+        type(self).unpack(content)
+        return content
+
+    def _pack(self) -> RecordDict:
+        content = RecordDict()
+        if self.RULES:
+            content[FIELDS_KEY] = config_record({name: getattr(self, name) for name in self.RULES})
+        if self.ARRAYS:
+            content[ARRAYS_KEY] = pack_arrays({name: getattr(self, name) for name in self.ARRAYS})
+        if self.OPEN_ARRAYS:
+            content[ARRAYS_KEY] = pack_arrays(getattr(self, self.OPEN_ARRAYS))
+        return content
+
+    @classmethod
+    def unpack(cls, content: RecordDict, arrays: Mapping[str, ArraySpec] | None = None) -> Self:
+        """Reads a message's content.
+
+        Args:
+            content: as received.
+            arrays: what the arrays must be exactly; None checks what holds for every run.
+        Raises:
+            Malformed: and nothing else, whatever ``content`` holds.
+        """
+        check_names("records", content.keys(), cls._recordcheck_names())
+        values = read_fields(content, FIELDS_KEY, cls.RULES) if cls.RULES else {}
+        if cls.ARRAYS or cls.OPEN_ARRAYS:
+            found = read_arrays(content[ARRAYS_KEY], arrays if arrays is not None else cls.ARRAYS or None)
+            values |= {cls.OPEN_ARRAYS: found} if cls.OPEN_ARRAYS else found
+        return cls(**values, **cls._unpack_rest(content))
+
+    @classmethod
+    def _recordcheck_names(cls) -> set[str]:
+        return ({FIELDS_KEY} if cls.RULES else set()) | ({ARRAYS_KEY} if cls.ARRAYS or cls.OPEN_ARRAYS else set())
+
+    @classmethod
+    def _unpack_rest(cls, content: RecordDict) -> dict[str, Any]:
+        return {}
+
+
+def config_record(values: Mapping[str, Any]) -> ConfigRecord:
+    try:
+        return ConfigRecord(dict(values))
+    except TypeError:
+        raise Malformed("a field is of a type that cannot travel") from None
+
+
+def read_fields(content: RecordDict, name: str, rules: Mapping[str, Rule]) -> dict[str, Any]:
+    """Reads one `ConfigRecord` whose keys are exactly ``rules`` and whose values keep them."""
+    record = content[name]
+    if not isinstance(record, ConfigRecord):
+        raise Malformed(f"'{name}' is not a record of settings")
+    check_names(f"'{name}'", record.keys(), rules)
+    for key, rule in rules.items():
+        if not rule(record[key]):
+            raise Malformed(f"'{name}.{key}' is of the wrong type or outside its range")
+    return dict(record)
