@@ -50,14 +50,8 @@ from shared.wire_record import (
     whole,
 )
 
-__all__ = [
-    "ArraySpec",
-    "Malformed",
-    "Record",
-    "canonical_json",
-    "layer_sha256",
-    "payload_sha256",
-]  # the rest of the house reads them from here
+# The rest of the house reads these names from here.
+__all__ = ["ArraySpec", "Malformed", "Record", "canonical_json", "layer_sha256", "payload_sha256"]
 
 HELLO = "query.hello"
 MOMENTS = "query.moments"
@@ -79,10 +73,10 @@ _UNIT = 1.0 + 1e-3  # longest coordinate of a unit vector, with room for roundin
 class Hello(Record):
     """The first message: protocol, run, and the whole run configuration as canonical TOML (later also its signature)."""
 
-    RULES: ClassVar[Mapping[str, Rule]] = {"protocol": whole(0, 2**31 - 1), "run_id": RUN_ID, "configtoml": toml}
+    RULES: ClassVar[Mapping[str, Rule]] = {"protocol": whole(0, 2**31 - 1), "run_id": RUN_ID, "config_toml": toml}
     protocol: int = PROTOCOL
     run_id: str
-    configtoml: str
+    config_toml: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
