@@ -51,10 +51,11 @@ def all_commands(project: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse(words: list[str], commands: dict[str, Any]) -> None:
-    """Reads a line as its command would, without running it."""
-    full = max((name for name in commands if " ".join(words).startswith(name)), key=len, default="")
+    """Reads a line as its command would, without running it; a bare name only has to exist."""
+    full = max((name for name in commands if words[: len(name.split())] == name.split()), key=len, default="")
     assert full, f"no such command: {' '.join(words)}"
-    commands[full].make_context(full, words[len(full.split()) :]).close()
+    if words != full.split():
+        commands[full].make_context(full, words[len(full.split()) :]).close()
 
 
 def test_every_make_target_of_the_readme_exists_and_every_target_is_in_the_readme(repository: Path, readme: str) -> None:
