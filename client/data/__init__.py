@@ -1,0 +1,1 @@
+"""A partner's own files on their way in: interactions, catalogue, links, histories."""
