@@ -177,18 +177,17 @@ def build(kind: type, values: Mapping[str, Any], path: str) -> Any:
         values: as read from TOML.
         path: dotted path of ``values``, for messages; empty at the top.
     """
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    fields = {f.name: f for f in dataclasses.fields(kind) if "setting" in f.metadata or _is_table(f)}
     taken: dict[str, Any] = {}
     for key, value in values.items():
         where = f"{path}{key}"
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             raise ConfigError(f"unknown key '{where}'", do=f"Did you mean '{path}{near[0]}'?" if near else f"Known keys: {', '.join(fields)}.")
-        factory = fields[key].default_factory
-        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
+        if _is_table(fields[key]):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"'{where}' is a table of keys, not a single value")
-            taken[key] = build(factory, value, f"{where}.")
+            taken[key] = build(cast(type, fields[key].default_factory), value, f"{where}.")
         else:
             default = fields[key].default
             taken[key] = float(value) if isinstance(default, float) and type(value) is int else value
@@ -196,6 +195,10 @@ def build(kind: type, values: Mapping[str, Any], path: str) -> Any:
     if path:
         check(record, path)
     return record
+
+
+def _is_table(declared: dataclasses.Field[Any]) -> bool:
+    return isinstance(declared.default_factory, type) and dataclasses.is_dataclass(declared.default_factory)
 
 
 def check(record: Any, path: str = "") -> None:

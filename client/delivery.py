@@ -1,0 +1,173 @@
+"""The end of a run: the final transfer layer arrives, and the domain fits its serving heads with it.
+
+A serving head is fitted on exact local data, so it lives in the serving folder: training cannot read it, and it never leaves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from shared import wire
+from shared.config import RunConfig
+from shared.errors import StateError
+
+from .model.domain_head import FittingData, ServingHead, counts_by_group, fit
+from .model.objective import InterestModel
+from .passport_exchange import of_users
+from .preparation import TRAIN, PreparedDomain
+from .queries import CurrentRun, opened
+from .serving_state import ServingFolder, ServingState
+from .settings import ClientSettings
+from .state import StateFolder
+from .training.local_round import initial_model, load_model
+from .training.noise import keyed_generator
+
+OWN = "own"
+"""Name of the head that reads a user's own history; the others are named by the source of the passports they read."""
+
+_ROWS_AT_A_TIME = 4096
+
+
+def deliver(settings: ClientSettings, question: wire.Deliver) -> wire.Ok:
+    """Fits one head for each source of passports and one for own histories.
+
+    Raises:
+        StateError: nothing was trained here yet.
+    """
+    run = CurrentRun(settings)
+    run.check(question.run_id)
+    config, prepared = opened(settings)
+    version = run.space_version()
+    trained = delivered_model(settings, config, question.arrays)
+    domain = Domain(settings=settings, config=config, prepared=prepared, space_version=version)
+    heads = {source: domain.fit_head(source, domain.transferred(trained, source)) for source in sorted(prepared.links)}
+    heads[OWN] = domain.fit_own_head(trained)
+    arrays = {f"head/{name}/{part}": array for name, head in heads.items() for part, array in head.to_arrays().items()}
+    arrays |= {f"layer/{name}": array for name, array in trained.transfer.to_arrays().items()}
+    ServingFolder(settings.at_home("serving")).replace(
+        ServingState(arrays=arrays, space_version=version, meta={"run_id": question.run_id, "round": question.round})
+    )
+    return wire.Ok()
+
+
+def delivered_model(settings: ClientSettings, config: RunConfig, layer: dict[str, np.ndarray]) -> InterestModel:
+    """The trained model of this domain with the final shared layer."""
+    state = StateFolder(settings.at_home("state")).current()
+    if state is None:
+        raise StateError("nothing was trained here yet", do="Run at least one round before the final layer is delivered.")
+    model = initial_model(config, settings.domain)
+    load_model(model, state)
+    model.transfer.load_arrays(layer)
+    return model.eval()
+
+
+def serving_heads(state: ServingState) -> dict[str, ServingHead]:
+    """The heads of a serving state, by name."""
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in state.arrays.items():
+        if key.startswith("head/"):
+            _, name, part = key.split("/")
+            parts.setdefault(name, {})[part] = array
+    return {name: ServingHead.from_arrays(arrays) for name, arrays in parts.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Domain:
+    """A domain with its data at hand: interests and heads of its users."""
+
+    settings: ClientSettings
+    config: RunConfig
+    prepared: PreparedDomain
+    space_version: str
+
+    @property
+    def coordinates(self) -> np.ndarray:
+        return self.prepared.coordinates(self.space_version)
+
+    def passports(self, source: str) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) rows of users and (n, d) passports from one source, of everybody."""
+        return of_users(self.settings, self.prepared, source, self.space_version)
+
+    def training_passports(self, source: str) -> tuple[np.ndarray, np.ndarray]:
+        """The same, training users only: (n,) positions in ``prepared.training`` and (n, d)."""
+        rows, vectors = self.passports(source)
+        train = self.prepared.roles[rows] == TRAIN
+        return np.searchsorted(self.prepared.training_rows, rows[train]), vectors[train]
+
+    def transferred(self, model: InterestModel | None, source: str) -> tuple[np.ndarray, np.ndarray]:
+        """Training users with a passport from ``source``, and their interests here; without a model the identity."""
+        users, vectors = self.training_passports(source)
+        return users, self.transfer(model, vectors)
+
+    @torch.no_grad()
+    def transfer(self, model: InterestModel | None, vectors: np.ndarray) -> np.ndarray:
+        """(n, d) passports -> (n, d) interests for this domain."""
+        if model is None or len(vectors) == 0:
+            return vectors
+        descriptor = self.prepared.space(self.space_version).descriptor(self.coordinates, self.config.model.descriptor_dimension)
+        moved = model.transferred(torch.from_numpy(vectors)[:, None], torch.from_numpy(descriptor))
+        return np.asarray(moved[:, 0].numpy())
+
+    def counts(self, source: str) -> np.ndarray:
+        """(F, n_items) how often items were taken: by all training users, and by those linked to ``source``."""
+        users, _ = self.training_passports(source)
+        linked = np.zeros(len(self.prepared.training), dtype=bool)
+        linked[users] = True
+        return counts_by_group([self.prepared.training.items, self.prepared.training.select(linked).items], len(self.coordinates))
+
+    def fit_head(self, source: str, interests: tuple[np.ndarray, np.ndarray]) -> ServingHead:
+        """Fits the head for passports of one source on the training users who brought one.
+
+        Args:
+            interests: positions in ``prepared.training``, and interests (n, d) for this domain.
+        """
+        users, vectors = interests
+        data = self._fitting_data(users, vectors, self.counts(source))
+        return fit(data, np.asarray(self.coordinates), generator=self._generator(source))
+
+    def fit_own_head(self, model: InterestModel, most: int = 4000) -> ServingHead:
+        """Fits the head for own histories: the interest of all items but the last, against the last one."""
+        training = self.prepared.training
+        generator = self._generator(OWN)
+        enough = np.flatnonzero(training.lengths >= 2)
+        users = np.sort(generator.choice(enough, size=min(most, len(enough)), replace=False)) if len(enough) else enough
+        interests = self.own_interests(model, users, leave_out_last=True)
+        items = training.items[training.offsets[users + 1] - 1]
+        data = FittingData(
+            interests=interests,
+            offsets=np.arange(len(users) + 1, dtype=np.int64),
+            items=np.asarray(items),
+            counts=counts_by_group([np.asarray(training.items)], len(self.coordinates)),
+        )
+        return fit(data, np.asarray(self.coordinates), generator=generator)
+
+    @torch.no_grad()
+    def own_interests(self, model: InterestModel, users: np.ndarray, *, leave_out_last: bool = False) -> np.ndarray:
+        """(n, d) interests of training users from their own history here.
+
+        Args:
+            users: positions in ``prepared.training``.
+            leave_out_last: do not read the latest item.
+        """
+        length = self.config.training.max_history_items
+        parts = [np.zeros((0, self.config.model.dimension), dtype=np.float32)]
+        for start in range(0, len(users), _ROWS_AT_A_TIME):
+            items, mask = self.prepared.training.padded(users[start : start + _ROWS_AT_A_TIME], length + leave_out_last)
+            if leave_out_last:
+                items, mask = items[:, :-1], mask[:, :-1]
+            history = torch.from_numpy(self.coordinates[items])
+            parts.append(model.encoder(history, torch.from_numpy(mask.astype(np.float32))).numpy())
+        return np.concatenate(parts)
+
+    def _fitting_data(self, users: np.ndarray, vectors: np.ndarray, counts: np.ndarray) -> FittingData:
+        mine = np.zeros(len(self.prepared.training), dtype=bool)
+        mine[users] = True
+        order = np.argsort(users)
+        histories = self.prepared.training.select(mine)
+        return FittingData(interests=vectors[order], offsets=histories.offsets, items=np.asarray(histories.items), counts=counts)
+
+    def _generator(self, purpose: str) -> np.random.Generator:
+        return keyed_generator(self.config.seed, self.settings.domain, "head", purpose)

@@ -1,0 +1,182 @@
+r"""The serving head: interest vector for this domain -> scores of its items. Fitted on exact local data; never leaves, never trains.
+
+.. math:: s_j = \beta\,\langle z + b,\, x_j\rangle + \sum_f \gamma_f \log(n_{fj} + 1)
+
+with :math:`n_{fj}` how often item j was taken by the people of group f (everybody, and those linked to the source domain, who buy other
+things). It is the maximum-likelihood softmax over the whole catalogue. Each user's own items are taken out of the counts that predict them
+(leave one out), or the head would learn to believe in counts of one.
+
+The gate: the head starts as popularity alone and keeps the transferred interest only as far as it helps on people it was not fitted on.
+Where it does not help, popularity is what remains, so that a bad transfer cannot harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+GATES = (0.0, 0.25, 0.5, 0.75, 1.0)
+_STEPS, _USERS_PER_STEP, _LEARNING_RATE, _HELD_BACK = 80, 192, 0.08, 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ServingHead:
+    """A fitted head.
+
+    Attributes:
+        scale: beta, 0 where the interest does not help.
+        offset: (d,) b.
+        weights: (F,) gamma.
+        log_counts: (F, n_items) float32 log(n + 1).
+    """
+
+    scale: float
+    offset: np.ndarray
+    weights: np.ndarray
+    log_counts: np.ndarray
+
+    @property
+    def prior(self) -> np.ndarray:
+        """(n_items,) float32: what every user is offered."""
+        return np.asarray(self.weights @ self.log_counts, dtype=np.float32)
+
+    def scores(self, interests: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
+        """Args: interests (n, d), coordinates (n_items, d). Returns (n, n_items) float32."""
+        return (self.scale * (interests + self.offset)).astype(np.float32) @ coordinates.T + self.prior
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        return {"scale": np.float32([self.scale]), "offset": self.offset, "weights": self.weights, "log_counts": self.log_counts}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> ServingHead:
+        return cls(scale=float(arrays["scale"][0]), offset=arrays["offset"], weights=arrays["weights"], log_counts=arrays["log_counts"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FittingData:
+    """People whose interest and items are both known.
+
+    Attributes:
+        interests: (n, d) float32 interest for this domain.
+        offsets, items: their items here, flat.
+        counts: (F, n_items) how often each item was taken, by group; these people's own items are counted in all of them.
+    """
+
+    interests: np.ndarray
+    offsets: np.ndarray
+    items: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def users(self) -> int:
+        return len(self.interests)
+
+    def of(self, users: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rows (position within ``users``), items, and weights (1 / items of that user), flat."""
+        lengths = self.offsets[users + 1] - self.offsets[users]
+        rows = np.repeat(np.arange(len(users)), lengths)
+        within = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        items = self.items[np.repeat(self.offsets[users], lengths) + within]
+        weights = np.repeat(1.0 / np.maximum(lengths, 1), lengths)
+        return torch.from_numpy(rows), torch.from_numpy(items.astype(np.int64)), torch.from_numpy(weights.astype(np.float32))
+
+
+def popularity_head(counts: np.ndarray, dimension: int) -> ServingHead:
+    """The head of a domain that knows nothing but counts, (F, n_items): the first group alone."""
+    weights = np.zeros(len(counts), dtype=np.float32)
+    weights[0] = 1.0
+    return ServingHead(scale=0.0, offset=np.zeros(dimension, dtype=np.float32), weights=weights, log_counts=_log(counts))
+
+
+def fit(data: FittingData, coordinates: np.ndarray, *, generator: np.random.Generator) -> ServingHead:
+    """Fits the head on most of the people and sets its gate on the rest.
+
+    Args:
+        data: the people; with fewer than ten the head is popularity alone.
+        coordinates: (n_items, d).
+        generator: draws mini-batches and who is held back.
+    """
+    if data.users < 10:
+        return popularity_head(data.counts, coordinates.shape[1])
+    order = generator.permutation(data.users)
+    back = max(2, int(_HELD_BACK * data.users))
+    held_back, fitted_on = order[:back], order[back:]
+    items = torch.from_numpy(np.ascontiguousarray(coordinates))
+    full = _climb(data, items, fitted_on, generator, with_interest=True)
+    plain = _climb(data, items, fitted_on, generator, with_interest=False)
+    gates = [_between(plain, full, gate) for gate in GATES]
+    gains = [_log_likelihood(head, data, items, held_back[:1000]) for head in gates]
+    return gates[int(np.argmax(gains))]
+
+
+def _log(counts: np.ndarray) -> np.ndarray:
+    return np.log1p(np.asarray(counts, dtype=np.float32))
+
+
+def _between(plain: ServingHead, full: ServingHead, gate: float) -> ServingHead:
+    weights = (1 - gate) * plain.weights + gate * full.weights
+    return ServingHead(scale=gate * full.scale, offset=full.offset, weights=weights, log_counts=full.log_counts)
+
+
+def _own_scores(
+    scores: torch.Tensor, weights: torch.Tensor, log_counts: torch.Tensor, without: torch.Tensor, rows: torch.Tensor, items: torch.Tensor
+) -> torch.Tensor:
+    """Scores in which each user's own items count without that very user."""
+    own = scores[rows, items] + weights @ (without[:, items] - log_counts[:, items])
+    return scores.index_put((rows, items), own)
+
+
+def _tensors(data: FittingData) -> tuple[torch.Tensor, torch.Tensor]:
+    """log(n + 1) and log(n - 1 + 1), each (F, n_items)."""
+    return torch.from_numpy(_log(data.counts)), torch.from_numpy(_log(np.maximum(data.counts - 1, 0)))
+
+
+def _climb(data: FittingData, coordinates: torch.Tensor, people: np.ndarray, generator: np.random.Generator, *, with_interest: bool) -> ServingHead:
+    """Maximum likelihood by Adam over mini-batches of people; the softmax is over the whole catalogue."""
+    log_counts, without = _tensors(data)
+    interests = torch.from_numpy(np.ascontiguousarray(data.interests))
+    log_scale = torch.zeros((), requires_grad=with_interest)
+    offset = torch.zeros(coordinates.shape[1], requires_grad=with_interest)
+    weights = torch.full((len(log_counts),), 1.0 / len(log_counts), requires_grad=True)
+    optimizer = torch.optim.Adam([p for p in (log_scale, offset, weights) if p.requires_grad], lr=_LEARNING_RATE)
+    for step in range(_STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = _LEARNING_RATE * (1 - step / _STEPS)
+        users = generator.choice(people, size=min(_USERS_PER_STEP, len(people)), replace=False)
+        rows, items, share = data.of(users)
+        scores = (weights @ log_counts).expand(len(users), -1)
+        if with_interest:
+            scores = scores + log_scale.exp() * (interests[users] + offset) @ coordinates.T
+        scores = _own_scores(scores, weights, log_counts, without, rows, items)
+        loss = -(torch.log_softmax(scores, dim=1)[rows, items] * share).sum() / len(users)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return ServingHead(
+        scale=float(log_scale.detach().exp()) if with_interest else 0.0,
+        offset=offset.detach().numpy().copy(),
+        weights=weights.detach().numpy().copy(),
+        log_counts=log_counts.numpy(),
+    )
+
+
+@torch.no_grad()
+def _log_likelihood(head: ServingHead, data: FittingData, coordinates: torch.Tensor, people: np.ndarray) -> float:
+    """Mean log-likelihood of an item, each user weighing the same."""
+    log_counts, without = _tensors(data)
+    total = 0.0
+    for start in range(0, len(people), 256):
+        users = people[start : start + 256]
+        rows, items, share = data.of(users)
+        scores = torch.from_numpy(head.scores(data.interests[users], coordinates.numpy()))
+        scores = _own_scores(scores, torch.from_numpy(np.asarray(head.weights, dtype=np.float32)), log_counts, without, rows, items)
+        total += float((torch.log_softmax(scores, dim=1)[rows, items] * share).sum())
+    return total / len(people)
+
+
+def counts_by_group(items: Sequence[np.ndarray], n_items: int) -> np.ndarray:
+    """(F, n_items) int64 counts of the flat items of each group."""
+    return np.stack([np.bincount(group, minlength=n_items) for group in items])

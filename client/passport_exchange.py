@@ -1,0 +1,160 @@
+"""Passports of this domain's users on their way out and in: whose, made of what, put where."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from shared.config import RunConfig
+from shared.errors import PassportError
+
+from .data.histories import Histories
+from .keys import Keys, PublicKeys
+from .model.interest_encoder import recency_weighted_mean
+from .passports import export_passports, import_passports, read_passports, write_passports
+from .preparation import PreparedDomain
+from .register import Register
+from .settings import ClientSettings
+from .training.examples import Passports
+
+_DAY = 86_400
+_SUFFIX = ".passports"
+ENCODER_VERSION = "initial"
+"""Passports are made by the encoder in its public initial state, once the interest space is fixed (contracts.md, 'Passports')."""
+
+_ROWS_AT_A_TIME = 8192
+
+
+def file_name(source: str, target: str) -> str:
+    return f"{source}-to-{target}{_SUFFIX}"
+
+
+def partners(settings: ClientSettings) -> dict[str, PublicKeys]:
+    """Public keys of the partners, by domain.
+
+    Raises:
+        PassportError: a key file is damaged.
+    """
+    folder = settings.path(settings.passports.partners)
+    found = [PublicKeys.from_json(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+    return {keys.partner: keys for keys in found if keys.partner != settings.domain}
+
+
+def own_keys(settings: ClientSettings) -> Keys:
+    return Keys.load_or_create(settings.at_home("keys"))
+
+
+def interests(histories: Histories, rows: np.ndarray, coordinates: np.ndarray, config: RunConfig) -> np.ndarray:
+    """Interest vectors by the encoder's public initial state.
+
+    Args:
+        histories: of the users.
+        rows: (n,) their positions in it.
+        coordinates: (n_items, d).
+    Returns:
+        (n, d) float32.
+    """
+    parts = [np.zeros((0, coordinates.shape[1]), dtype=np.float32)]
+    for start in range(0, len(rows), _ROWS_AT_A_TIME):
+        items, mask = histories.padded(rows[start : start + _ROWS_AT_A_TIME], config.training.max_history_items)
+        parts.append(recency_weighted_mean(coordinates[items] * mask[..., None], mask, config.training.history_decay))
+    return np.concatenate(parts)
+
+
+def export(settings: ClientSettings, config: RunConfig, prepared: PreparedDomain, target: str, space_version: str) -> Path:
+    """Writes the sealed file of all passports towards one partner. Users with too short a history get none.
+
+    Raises:
+        PassportError: the partner's keys are not among the partners' keys.
+    """
+    known = partners(settings)
+    if target not in known:
+        raise PassportError(f"there are no public keys of partner '{target}'", do=f"Put the file the partner sent into {settings.passports.partners}.")
+    linked = prepared.links.get(target)
+    rows = linked.rows if linked is not None else np.zeros(0, dtype=np.int64)
+    ids = linked.link_ids if linked is not None else np.zeros(0, dtype="U1")
+    enough = np.diff(prepared.everyone.offsets)[rows] >= config.training.passport_min_items
+    now = int(time.time())
+    expires = now + settings.passports.valid_days * _DAY
+    link_ids = ids[enough].tolist()
+    data = export_passports(
+        keys=own_keys(settings),
+        source=settings.domain,
+        target=known[target],
+        link_ids=link_ids,
+        vectors=interests(prepared.everyone, rows[enough], prepared.coordinates(space_version), config),
+        space_version=space_version,
+        encoder_version=ENCODER_VERSION,
+        issued=now,
+        expires=expires,
+    )
+    path = settings.path(settings.passports.outbox) / file_name(settings.domain, target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_passports(path, data)
+    with Register(settings.at_home("register.sqlite")) as register:
+        register.record_export(target=target, link_ids=link_ids, space_version=space_version, issued=now, expires=expires)
+    return path
+
+
+def export_all(settings: ClientSettings, config: RunConfig, prepared: PreparedDomain, space_version: str) -> list[Path]:
+    """One file for each partner with known keys, also where nobody is linked: whether there is a file says nothing."""
+    return [export(settings, config, prepared, target, space_version) for target in partners(settings)]
+
+
+def take_in(settings: ClientSettings, space_version: str, path: Path) -> int:
+    """Opens one file and books its passports. Returns how many are new.
+
+    Raises:
+        PassportError: the file is damaged, forged, expired, or meant for somebody else.
+    """
+    passports = import_passports(
+        read_passports(path), keys=own_keys(settings), me=settings.domain, partners=partners(settings), space_version=space_version, now=int(time.time())
+    )
+    with Register(settings.at_home("register.sqlite")) as register:
+        return register.record_import(passports)
+
+
+def take_in_all(settings: ClientSettings, space_version: str) -> int:
+    """Every file in the inbox that is addressed to this domain by name. Returns how many passports are new."""
+    inbox = settings.path(settings.passports.inbox)
+    return sum(take_in(settings, space_version, path) for path in sorted(inbox.glob(f"*-to-{settings.domain}{_SUFFIX}")))
+
+
+def of_users(settings: ClientSettings, prepared: PreparedDomain, source: str, space_version: str) -> tuple[np.ndarray, np.ndarray]:
+    """Passports from one source, matched with users of this domain.
+
+    Returns:
+        (n,) rows of ``prepared.everyone`` and (n, d) float32 vectors.
+    """
+    with Register(settings.at_home("register.sqlite")) as register:
+        link_ids, vectors = register.imported(source, space_version=space_version, now=int(time.time()))
+    linked = prepared.links.get(source)
+    if linked is None or not link_ids:
+        return np.zeros(0, dtype=np.int64), vectors[:0]
+    order = np.argsort(linked.link_ids)
+    sorted_ids = linked.link_ids[order]
+    wanted = np.array(link_ids)
+    place = np.minimum(np.searchsorted(sorted_ids, wanted), len(sorted_ids) - 1)
+    known = sorted_ids[place] == wanted
+    return linked.rows[order[place[known]]].astype(np.int64), vectors[known]
+
+
+def for_training(settings: ClientSettings, prepared: PreparedDomain, space_version: str, dimension: int) -> Passports:
+    """The passports of training users, laid out for `Examples`."""
+    sources = sorted(prepared.links)
+    if not sources:
+        return Passports.none(len(prepared.training_rows), dimension)
+    position = np.full(len(prepared.roles), -1, dtype=np.int64)
+    position[prepared.training_rows] = np.arange(len(prepared.training_rows))
+    rows = np.full((len(prepared.training_rows), len(sources)), -1, dtype=np.int32)
+    vectors = [np.zeros((0, dimension), dtype=np.float32)]
+    count = 0
+    for column, source in enumerate(sources):
+        users, found = of_users(settings, prepared, source, space_version)
+        train = position[users] >= 0
+        rows[position[users[train]], column] = count + np.arange(int(train.sum()))
+        vectors.append(found[train])
+        count += int(train.sum())
+    return Passports(vectors=np.concatenate(vectors), rows=rows)

@@ -1,0 +1,249 @@
+"""The partner's files -> arrays on disk, once for each version of the files. A round then only opens memory maps.
+
+::
+
+    home/prepared/<fingerprint>/
+      everyone/         histories of all users
+      training/         histories of training users (the same, without those whom a benchmark holds out)
+      people.npz        training rows, roles, links
+      text.npy          (n_items, D) text vectors
+      catalogue.json    item ids, hash of the catalogue
+      <space version>/  coordinates.npy, and the arrays of the space
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shared.config import RunConfig
+from shared.errors import DataError, StateError, StorageError
+from shared.interest_space import InterestSpace
+
+from .data.catalogue import Catalogue, CatalogueColumns, read_catalogue
+from .data.histories import Histories, by_user
+from .data.links import LinkColumns, Links, read_links
+from .data.pseudonyms import PseudonymTable, load_or_create_key, locate
+from .data.sources import ColumnNames, ReadReport, read
+from .data.split import COLD, TRAIN, VALIDATION, role
+from .settings import ClientSettings
+
+_FORMAT = "1"
+Progress = Callable[[int, int], None]
+
+__all__ = ["COLD", "TRAIN", "VALIDATION", "Linked", "PreparedDomain", "prepare"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Linked:
+    """The users who linked their account here with one at a partner: n rows of `PreparedDomain.everyone` and their link ids."""
+
+    rows: np.ndarray
+    link_ids: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PreparedDomain:
+    """One domain, ready to be trained on.
+
+    Attributes:
+        folder: where all this lies.
+        everyone: histories of all users.
+        training: histories of training users.
+        training_rows: (n_training,) their rows in ``everyone``.
+        roles: (n_users,) int8: TRAIN, VALIDATION or COLD.
+        links: partner -> linked users.
+        text_vectors: (n_items, D) float32, memory-mapped.
+        item_ids: n_items ids.
+        catalogue_hash: of ids and texts.
+    """
+
+    folder: Path
+    everyone: Histories
+    training: Histories
+    training_rows: np.ndarray
+    roles: np.ndarray
+    links: dict[str, Linked]
+    text_vectors: np.ndarray
+    item_ids: list[str]
+    catalogue_hash: str
+
+    def fix_space(self, space: InterestSpace) -> np.ndarray:
+        """Projects the catalogue once and keeps coordinates and space on disk. Returns (n_items, d)."""
+        folder = self.folder / space.version
+        if not folder.is_dir():
+            _write_folder(folder, lambda new: _write_space(new, space, space.project(self.text_vectors)))
+        return self.coordinates(space.version)
+
+    def coordinates(self, space_version: str) -> np.ndarray:
+        """(n_items, d) float32, memory-mapped.
+
+        Raises:
+            StateError: the space was never sent to this client.
+        """
+        return np.asarray(np.load(self._space_folder(space_version) / "coordinates.npy", mmap_mode="r"))
+
+    def space(self, space_version: str) -> InterestSpace:
+        """The interest space that `fix_space` kept."""
+        with np.load(self._space_folder(space_version) / "space.npz") as arrays:
+            return InterestSpace.from_arrays(dict(arrays))
+
+    def _space_folder(self, space_version: str) -> Path:
+        folder = self.folder / space_version
+        if not folder.is_dir():
+            raise StateError("this client does not know the interest space of the run", do="Start the run again: its first messages bring the space.")
+        return folder
+
+
+def prepare(settings: ClientSettings, config: RunConfig, progress: Progress | None = None) -> PreparedDomain:
+    """Reads, checks and encodes a partner's files, or opens what an earlier call left.
+
+    Args:
+        settings: where the files are.
+        config: the public bound on items kept for each user.
+        progress: called with (texts done, texts in all).
+    Raises:
+        DataError: a file cannot be used; names file, row and field, never a value.
+        StorageError: the arrays could not be written.
+    """
+    folder = settings.at_home("prepared") / _fingerprint(settings, config)
+    if not folder.is_dir():
+        columns = CatalogueColumns(item=settings.data.item_column, texts=_text_columns(settings))
+        catalogue = read_catalogue(settings.path(settings.data.items), columns=columns)
+        _write_folder(folder, lambda new: _write(new, settings, config, catalogue, progress))
+    return _open(folder)
+
+
+def _text_columns(settings: ClientSettings) -> tuple[str, ...]:
+    return tuple(name.strip() for name in settings.data.text_columns.split(",") if name.strip())
+
+
+def _fingerprint(settings: ClientSettings, config: RunConfig) -> str:
+    """Names the version of the files: a changed file or setting makes a new one."""
+    stamps = []
+    for name in (settings.data.items, settings.data.interactions, settings.data.links):
+        path = settings.path(name)
+        if name and not path.is_file():
+            raise DataError(f"domain '{settings.domain}': there is no file {path.name}", do="Mend the [data] section of partner.toml.")
+        stamps.append([name, path.stat().st_size, path.stat().st_mtime_ns] if name else None)
+    what = [_FORMAT, stamps, dataclasses.asdict(settings.data), dataclasses.asdict(settings.benchmark), settings.text_model, config.training.max_items_per_user]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+
+def _write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Fills a new folder and puts it in place in one rename; whoever comes second throws his away."""
+    new = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        fill(new)
+        new.rename(folder)
+    except OSError as error:
+        if not folder.is_dir():
+            raise StorageError(f"cannot write {folder}: {error.strerror}", do="Make room or mend the permissions, then try again: nothing was lost.") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _write(folder: Path, settings: ClientSettings, config: RunConfig, catalogue: Catalogue, progress: Progress | None) -> None:
+    data = settings.data
+    key = load_or_create_key(settings.at_home("keys") / "pseudonyms.key")
+    result = read(
+        settings.path(data.interactions),
+        columns=ColumnNames(user=data.user_column, item=data.item_column, time=data.time_column, rating=data.rating_column or None),
+        catalogue=catalogue,
+        pseudonym_key=key,
+        time=data.time,
+        unknown_items=data.unknown_items,
+        max_items_per_user=config.training.max_items_per_user,
+    )
+    everyone = by_user(result.interactions)
+    table = PseudonymTable(pseudonyms=everyone.pseudonyms, external_ids=result.external_ids)
+    table.save(settings.at_home("keys") / "external_ids.parquet")
+    columns = LinkColumns(user=data.user_column)
+    links = read_links(settings.path(data.links), pseudonym_key=key, columns=columns) if data.links else None
+    linked = _linked(links, everyone.pseudonyms)
+    roles = _roles(linked, len(everyone), settings)
+    rows = np.flatnonzero(roles == TRAIN)
+    training = everyone.select(roles == TRAIN)
+    everyone.save(folder / "everyone")
+    (without_last(training) if settings.benchmark.hold_out_last else training).save(folder / "training")
+    arrays = {"training_rows": rows, "roles": roles}
+    for partner, people in linked.items():
+        arrays |= {f"rows/{partner}": people.rows, f"link_ids/{partner}": people.link_ids}
+    np.savez(folder / "people.npz", allow_pickle=False, **arrays)
+    _encode(folder, settings, config, catalogue, progress)
+    (folder / "catalogue.json").write_text(json.dumps({"item_ids": list(catalogue.item_ids), "hash": catalogue.content_hash}))
+    (folder / "said.json").write_text(json.dumps(said(result.report, catalogue)))
+
+
+def said(report: ReadReport, catalogue: Catalogue) -> list[str]:
+    """What the partner should be told about the files; exact counts, for the partner's own eyes."""
+    without = catalogue.n_without_text
+    return [*report.lines(), f"{len(catalogue):,} items", *([f"{without:,} items without text have no place in the interest space"] if without else [])]
+
+
+def _encode(folder: Path, settings: ClientSettings, config: RunConfig, catalogue: Catalogue, progress: Progress | None) -> None:
+    from .model.text_encoder import TextEncoder
+
+    encoder = TextEncoder(settings.text_model, settings.text_cache_path, batch_tokens=config.compute.text_batch_tokens, threads=config.compute.torch_threads)
+    np.save(folder / "text.npy", encoder.encode(catalogue.texts, progress))
+
+
+def _linked(links: Links | None, pseudonyms: np.ndarray) -> dict[str, Linked]:
+    found: dict[str, Linked] = {}
+    for partner in links.partners if links is not None else ():
+        people = links.with_partner(partner)  # type: ignore[union-attr]  # there are no partners without links
+        rows = locate(pseudonyms, people.pseudonyms)
+        found[partner] = Linked(rows=rows[rows >= 0], link_ids=np.array(people.link_ids, dtype=np.str_)[rows >= 0])
+    return found
+
+
+def _roles(linked: dict[str, Linked], users: int, settings: ClientSettings) -> np.ndarray:
+    """Everybody trains, but for people whom a benchmark holds out; those are held out in every domain they are linked to."""
+    roles = np.full(users, TRAIN, dtype=np.int8)
+    if settings.benchmark.split_seed >= 0:
+        for people in linked.values():
+            roles[people.rows] = np.maximum(roles[people.rows], role(people.link_ids.tolist(), settings.benchmark.split_seed))
+    return roles
+
+
+def without_last(histories: Histories) -> Histories:
+    """The same users, each without the latest item where at least two others remain."""
+    lengths = np.diff(histories.offsets)
+    drop = lengths >= 3
+    keep = np.ones(len(histories.items), dtype=bool)
+    keep[histories.offsets[1:][drop] - 1] = False
+    offsets = np.concatenate([[0], np.cumsum(lengths - drop)]).astype(np.int64)
+    return Histories(offsets=offsets, items=histories.items[keep], times=histories.times[keep], pseudonyms=histories.pseudonyms)
+
+
+def _write_space(folder: Path, space: InterestSpace, coordinates: np.ndarray) -> None:
+    np.save(folder / "coordinates.npy", coordinates)
+    np.savez(folder / "space.npz", allow_pickle=False, **space.to_arrays())
+
+
+def _open(folder: Path) -> PreparedDomain:
+    catalogue = json.loads((folder / "catalogue.json").read_text())
+    with np.load(folder / "people.npz") as arrays:
+        people = dict(arrays)
+    partners = [name.removeprefix("rows/") for name in people if name.startswith("rows/")]
+    return PreparedDomain(
+        folder=folder,
+        everyone=Histories.open(folder / "everyone"),
+        training=Histories.open(folder / "training"),
+        training_rows=people["training_rows"],
+        roles=people["roles"],
+        links={name: Linked(rows=people[f"rows/{name}"], link_ids=people[f"link_ids/{name}"]) for name in partners},
+        text_vectors=np.asarray(np.load(folder / "text.npy", mmap_mode="r")),
+        item_ids=catalogue["item_ids"],
+        catalogue_hash=catalogue["hash"],
+    )

@@ -1,0 +1,131 @@
+"""What a client answers besides training: greeting, public catalogue, final layer. One function for each kind of message.
+
+A Flower client may be a new process for each message, so what `hello` brought is kept on disk: one run at a time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shared import wire
+from shared.config import PROTOCOL, RunConfig
+from shared.errors import BudgetExhausted, LedgerError, Refusal, StateError
+from shared.interest_space import InterestSpace, Moments, centroids
+from shared.privacy.ledger import Ledger
+
+from .durable_files import write_file
+from .passport_exchange import export_all
+from .preparation import PreparedDomain, Progress, prepare
+from .settings import ClientSettings
+from .training.local_round import round_mechanism
+
+_CONFIG, _RUN_ID, _SPACE = "run.toml", "run_id", "space_version"
+
+
+class CurrentRun:
+    """What this client remembers of the run that greeted it last."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self._folder = settings.at_home("run")
+
+    def begin(self, run_id: str, config: RunConfig) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_file(self._folder / _CONFIG, config.to_toml().encode())
+        write_file(self._folder / _RUN_ID, run_id.encode())
+
+    def fix_space(self, version: str) -> None:
+        write_file(self._folder / _SPACE, version.encode())
+
+    def config_or_none(self) -> RunConfig | None:
+        path = self._folder / _CONFIG
+        return RunConfig.from_toml(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def config(self) -> RunConfig:
+        """Raises StateError before the first `hello`."""
+        config = self.config_or_none()
+        if config is None:
+            raise StateError("no run has greeted this client yet", do="The server sends 'hello' first.")
+        return config
+
+    def check(self, run_id: str) -> None:
+        """Raises StateError where a message belongs to another run than the last `hello`."""
+        if self._read(_RUN_ID) != run_id:
+            raise StateError("the message belongs to another run than the one that greeted this client last")
+
+    def space_version(self) -> str:
+        """Raises StateError before the interest space is fixed."""
+        return self._read(_SPACE)
+
+    def _read(self, name: str) -> str:
+        path = self._folder / name
+        if not path.is_file():
+            raise StateError(f"this client holds no {name.replace('_', ' ')} yet", do="Start the run from its first message.")
+        return path.read_text(encoding="utf-8")
+
+
+def hello(settings: ClientSettings, question: wire.Hello) -> wire.HelloReply:
+    """Checks protocol, agreed ranges and ceiling, and reserves the whole schedule, all before any data are opened.
+
+    Raises:
+        Refusal: with a code from the fixed list.
+    """
+    if question.protocol != PROTOCOL:
+        raise Refusal("version", f"the server speaks protocol {question.protocol}, this client {PROTOCOL}", do="Update the older of the two.")
+    config = RunConfig.from_toml(question.configtoml)
+    settings.admit(config)
+    with Ledger.open(settings.ledger_path) as ledger:
+        if ledger.private and not config.privacy.private:
+            raise Refusal("range", "a test build never writes into a ledger that promises privacy", do="Use a ledger of its own for it.")
+        try:
+            ledger.admit(
+                run_id=question.run_id,
+                config_hash=config.config_hash,
+                mechanism=round_mechanism(config),
+                rounds=config.privacy.rounds,
+                reserve=config.privacy.reserve_rounds,
+            )
+        except BudgetExhausted as error:
+            raise Refusal("ceiling", error.what, do=error.do) from error
+        except LedgerError as error:
+            raise Refusal("range", error.what, do=error.do) from error
+    CurrentRun(settings).begin(question.run_id, config)
+    return wire.HelloReply(domain=settings.domain)
+
+
+def opened(settings: ClientSettings, progress: Progress | None = None) -> tuple[RunConfig, PreparedDomain]:
+    """The run's configuration and this domain's data."""
+    config = CurrentRun(settings).config()
+    return config, prepare(settings, config, progress)
+
+
+def moments(settings: ClientSettings, question: wire.MomentsQuery, progress: Progress | None = None) -> wire.MomentsReply | wire.Declined:
+    """Moments of the public catalogue."""
+    CurrentRun(settings).check(question.run_id)
+    _, prepared = opened(settings, progress)
+    if not settings.consent.catalogue_moments:
+        return wire.Declined()
+    found = Moments.of(prepared.text_vectors)
+    return wire.MomentsReply(count=found.count, total=found.total, outer=found.outer, catalogue_hash=prepared.catalogue_hash)
+
+
+def prototype_centroids(settings: ClientSettings, question: wire.CentroidsQuery) -> wire.CentroidsReply | wire.Declined:
+    """Centroids of the public catalogue in the interest space."""
+    config, prepared = opened(settings)
+    if not settings.consent.catalogue_centroids:
+        return wire.Declined()
+    empty = np.zeros((0, config.model.dimension), dtype=np.float32)
+    space = InterestSpace(mean=question.mean, basis=question.basis, scale=question.scale, prototypes=empty)
+    return wire.CentroidsReply(centroids=centroids(space.project(prepared.text_vectors), config.model.prototypes, config.seed))
+
+
+def descriptor(settings: ClientSettings, question: wire.DescriptorQuery) -> wire.DescriptorReply | wire.Declined:
+    """Fixes the interest space here, hands out passports where that is automatic, and answers the domain's descriptor."""
+    config, prepared = opened(settings)
+    space = InterestSpace(mean=question.mean, basis=question.basis, scale=question.scale, prototypes=question.prototypes)
+    coordinates = prepared.fix_space(space)
+    CurrentRun(settings).fix_space(space.version)
+    if settings.passports.automatic:
+        export_all(settings, config, prepared, space.version)
+    if not settings.consent.catalogue_descriptor:
+        return wire.Declined()
+    return wire.DescriptorReply(descriptor=space.descriptor(coordinates, config.model.descriptor_dimension))

@@ -1,0 +1,53 @@
+"""Opens what a local round needs and hands it to `client.training.local_round`, which sees nothing else of this client."""
+
+from __future__ import annotations
+
+from shared import wire
+
+from .passport_exchange import for_training, take_in_all
+from .queries import CurrentRun, opened
+from .settings import ClientSettings
+from .state import StateFolder
+from .training import local_round
+
+
+def train(settings: ClientSettings, instruction: wire.RoundInstruction, *, bundle_digest: str, code_version: str) -> wire.TransferUpdate:
+    """Answers one round.
+
+    Raises:
+        StateError: the instruction belongs to another run than the last `hello`.
+        BudgetExhausted: the schedule is used up.
+    """
+    run = CurrentRun(settings)
+    run.check(instruction.run_id)
+
+    def data() -> local_round.TrainingData:
+        if settings.passports.automatic and instruction.round == 1:
+            take_in_all(settings, run.space_version())
+        return training_data(settings)
+
+    return local_round.run(
+        instruction,
+        config=run.config(),
+        data=data,
+        domain=settings.domain,
+        state_folder=StateFolder(settings.at_home("state")),
+        ledger_path=settings.ledger_path,
+        bundle_digest=bundle_digest,
+        code_version=code_version,
+    )
+
+
+def training_data(settings: ClientSettings) -> local_round.TrainingData:
+    """What training may see of this domain."""
+    config, prepared = opened(settings)
+    version = CurrentRun(settings).space_version()
+    coordinates = prepared.coordinates(version)
+    return local_round.TrainingData(
+        domain=settings.domain,
+        histories=prepared.training,
+        coordinates=coordinates,
+        passports=for_training(settings, prepared, version, config.model.dimension),
+        descriptor=prepared.space(version).descriptor(coordinates, config.model.descriptor_dimension),
+        space_version=version,
+    )

@@ -1,0 +1,171 @@
+"""A partner's own settings: ``partner.toml``. Where the data lie, what may be spent, what may be sent. Never sent to anyone.
+
+Paths are relative to the file itself. ``home`` holds what isthmus keeps for this domain::
+
+    home/
+      keys/           pseudonym, signing and sealing keys (0600)
+      prepared/       histories, text vectors and coordinates as arrays
+      state/          training state: DP-trained only
+      serving/        serving head: fitted on exact data, never read by training
+      passports/      sealed files: outbox and inbox, and the public keys of partners
+      ledger.sqlite   what was spent, for life
+      register.sqlite passports and links; local, never handed over
+      egress.jsonl    one line for each message that left
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tomli_w
+
+from shared.config import RunConfig, build, check, setting
+from shared.errors import ConfigError, Refusal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings:
+    """The partner's files."""
+
+    items: str = setting("items.csv", "catalogue: item id and its public texts")
+    interactions: str = setting("interactions.csv", "interactions: user id, item id, time, perhaps a rating")
+    links: str = setting("", "links: user id, partner, link id; empty = nobody linked accounts")
+    time: str = setting("unix_s", "what the time column holds", choices=("unix_s", "order"))
+    user_column: str = setting("user_id", "column of the interactions and of the links")
+    item_column: str = setting("item_id", "column of both files")
+    time_column: str = setting("timestamp", "column of the interactions")
+    rating_column: str = setting("", "column of the interactions; empty = ratings are not read")
+    text_columns: str = setting("title,categories", "columns of the catalogue that make an item's text, in order")
+    unknown_items: str = setting("refuse", "interactions with items that the catalogue lacks", choices=("refuse", "drop"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CeilingSettings:
+    """What this domain may ever spend on one user. Written into the ledger when it is made."""
+
+    epsilon: float = setting(8.0, "ceiling for the domain's whole life", low=1e-3)
+    delta: float = setting(1e-6, "delta of the ceiling and of every statement", low=1e-12, high=1e-2)
+    set_by: str = setting("partner", "who decided")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgreedRanges:
+    """Run configurations outside these ranges are refused before any data are opened."""
+
+    max_sampling_rate: float = setting(0.5, "largest chance of a user to be in a batch", low=1e-6, high=1.0)
+    max_clip_norm: float = setting(10.0, "largest bound on one user's gradient", low=1e-6, high=1e3)
+    max_steps: int = setting(10_000, "most steps of a run, reserve included", low=1, high=10_000_000)
+    test_builds: bool = setting(False, "accept runs whose noise is seeded or absent: simulations only")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsentSettings:
+    """What beyond updates this domain sends. All of it comes from the public catalogue."""
+
+    catalogue_moments: bool = setting(True, "moments of the catalogue's text vectors")
+    catalogue_centroids: bool = setting(True, "centroids of the catalogue")
+    catalogue_descriptor: bool = setting(True, "mean coordinate of the catalogue")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassportSettings:
+    """How passports travel: as sealed files, from partner to partner."""
+
+    outbox: str = setting("passports/outbox", "where exported files are put")
+    inbox: str = setting("passports/inbox", "where files of partners are found")
+    partners: str = setting("passports/partners", "public keys of partners, one JSON file each")
+    valid_days: int = setting(180, "days until a passport expires", unit="days", low=1, high=3650)
+    automatic: bool = setting(False, "export when the interest space is fixed and import before the first round; otherwise by command")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkSettings:
+    """Set in benchmarks only: people held out of training, so that a result can be measured."""
+
+    split_seed: int = setting(-1, "names the division of people (contracts.md); -1 = nobody is held out", low=-1, high=2**31 - 1)
+    hold_out_last: bool = setting(False, "keep the latest item of each training user for the warm evaluation")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSettings:
+    """One domain at one partner."""
+
+    domain: str = setting("", "name of the domain: small letters, digits, '-' and '_'")
+    home: str = setting("home", "folder for keys, state and the ledger")
+    ledger: str = setting("", "the ledger; empty = home/ledger.sqlite")
+    text_model: str = setting("builtin", "'builtin' or a local folder of a language model")
+    text_cache: str = setting("", "cache of text vectors; empty = home/prepared/text")
+    data: DataSettings = field(default_factory=DataSettings)
+    ceiling: CeilingSettings = field(default_factory=CeilingSettings)
+    agreed: AgreedRanges = field(default_factory=AgreedRanges)
+    consent: ConsentSettings = field(default_factory=ConsentSettings)
+    passports: PassportSettings = field(default_factory=PassportSettings)
+    benchmark: BenchmarkSettings = field(default_factory=BenchmarkSettings)
+    base: Path = field(default=Path(), compare=False)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if not self.domain or not all(c.islower() or c.isdigit() or c in "-_" for c in self.domain) or not self.domain.isascii():
+            raise ConfigError("'domain' is a name of small letters, digits, '-' and '_'", do="Name the domain in partner.toml.")
+
+    @classmethod
+    def read(cls, path: Path) -> ClientSettings:
+        """Reads ``partner.toml``.
+
+        Raises:
+            ConfigError: naming the key that is unknown or out of range.
+        """
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"there is no settings file {path}", do="Name the partner.toml of this domain.") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path.name} is not TOML: {error}") from None
+        settings: ClientSettings = build(cls, values, "")
+        return dataclasses.replace(settings, base=path.resolve().parent)
+
+    def write(self, path: Path) -> None:
+        """Writes all settings; reading the file back gives an equal record."""
+        values = dataclasses.asdict(self)
+        del values["base"]
+        path.write_text(tomli_w.dumps(values), encoding="utf-8")
+
+    def path(self, name: str) -> Path:
+        """A path of the settings file, made absolute."""
+        return (self.base / name).absolute()
+
+    def at_home(self, name: str) -> Path:
+        """A path inside ``home``."""
+        return self.path(self.home) / name
+
+    @property
+    def ledger_path(self) -> Path:
+        return self.path(self.ledger) if self.ledger else self.at_home("ledger.sqlite")
+
+    @property
+    def text_cache_path(self) -> Path:
+        return self.path(self.text_cache) if self.text_cache else self.at_home("prepared/text")
+
+    def admit(self, config: RunConfig) -> None:
+        """Checks a run configuration against what was agreed, before any data are opened.
+
+        Raises:
+            Refusal: code ``range``, with the reason for the partner's own eyes.
+        """
+        privacy, agreed = config.privacy, self.agreed
+        wrong = ""
+        if not privacy.private and not agreed.test_builds:
+            wrong = "the run is a test build (its noise is seeded or absent)"
+        elif privacy.delta != self.ceiling.delta:
+            wrong = f"privacy.delta differs from the ceiling's delta {self.ceiling.delta:g}"
+        elif privacy.sampling_rate > agreed.max_sampling_rate:
+            wrong = f"privacy.sampling_rate is above the agreed {agreed.max_sampling_rate:g}"
+        elif privacy.clip_norm > agreed.max_clip_norm:
+            wrong = f"privacy.clip_norm is above the agreed {agreed.max_clip_norm:g}"
+        elif privacy.total_steps > agreed.max_steps:
+            wrong = f"the schedule has more steps than the agreed {agreed.max_steps}"
+        if wrong:
+            raise Refusal("range", f"run '{config.name}' refused by domain '{self.domain}': {wrong}", do="Agree on other ranges in partner.toml, or ask the coordinator for another configuration.")
