@@ -25,7 +25,11 @@ KEY = RoundKey(run_id="run-1", round=7, layer_sha256="ab" * 32)
 
 
 def state(fill: float = 1.0, *, reply: bytes | None = b"reply", key: RoundKey | None = KEY) -> State:
-    arrays = {"encoder.weight": np.full((20, 3), fill, np.float32), "adam.step": np.full((), fill, np.float64), "seen": np.arange(5)}
+    arrays: dict[str, np.ndarray] = {
+        "encoder.weight": np.full((20, 3), fill, np.float32),
+        "adam.step": np.full((), fill, np.float64),
+        "seen": np.arange(5),
+    }
     return State(arrays=arrays, key=key, reply=reply, space_version="space-1", meta={"rounds": 7, "encoder": "e1"})
 
 
