@@ -1,0 +1,117 @@
+"""The `ServerApp`: the coordinator as Flower runs it.
+
+In a deployment ``run`` in Flower's run configuration names a TOML file on this host; beside it may lie ``partners.toml`` (who is enrolled,
+see `server.partners`). The run folder is the optional key ``run-folder``, by default ``runs/NAME`` beside the TOML file. Where that folder
+holds an unfinished run of the same configuration it is resumed, so after a crash the same command goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+if TYPE_CHECKING:
+    from shared.config import RunConfig
+
+    from .strategy import Outcome
+
+
+def run_federation(grid: Grid, config: RunConfig, folder: Path, *, resume: bool = False, **how: Any) -> Outcome:
+    """One run over any Flower Grid.
+
+    Args:
+        config: the noise multiplier is solved here when it is 0.
+        folder: of the run; it must exist.
+        resume: go on from the newest checkpoint in it.
+        how: ``start`` (a `Checkpoint` of another run, for controls), and the further fields of `Coordinator`: ``partners``,
+            ``expected_clients``, ``progress``, ``before_rounds``, ``text_dimension``.
+    """
+    from .schedule import solved
+    from .strategy import Coordinator
+
+    start = how.pop("start", None)
+    return Coordinator(grid=grid, config=solved(config), folder=folder, **how).run(resume=resume, start=start)
+
+
+def build_server_app(
+    config: RunConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    done: Callable[[Outcome], None] | None = None,
+    failed: Callable[[BaseException], None] | None = None,
+    around: Callable[[Grid], Grid] | None = None,
+    **how: Any,
+) -> ServerApp:
+    """A `ServerApp` for one run; arguments as in `run_federation`.
+
+    Args:
+        done: receives the outcome, because Flower drops what a server app returns.
+        failed: receives what ended the run, before Flower does.
+        around: wraps the grid.
+    """
+    built = ServerApp()
+
+    @built.main()
+    def main(grid: Grid, context: Context) -> None:
+        del context
+        try:
+            outcome = run_federation(around(grid) if around else grid, config, folder, resume=resume, **how)
+        except BaseException as error:
+            if failed is not None:
+                failed(error)
+            raise
+        if done is not None:
+            done(outcome)
+
+    return built
+
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Runs what ``run`` names."""
+    import json
+
+    from shared.config import RunConfig
+
+    from .checkpoints import Checkpoints, replace_file
+    from .partners import Partners
+    from .privacy_overview import overview
+
+    source = _source(str(context.run_config.get("run", "")))
+    config = RunConfig.from_toml(_read(source))
+    folder = Path(str(context.run_config.get("run-folder", "")) or source.parent / "runs" / config.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / "config.toml", config.to_toml().encode())
+    enrolled = source.with_name("partners.toml")
+    partners = Partners.from_toml(_read(enrolled)) if enrolled.is_file() else Partners()
+    resume = bool(Checkpoints(folder / "transfer_layer").rounds())
+    outcome = run_federation(grid, config, folder, resume=resume, partners=partners)
+    spent = overview(outcome.receipts, config.privacy.delta)
+    replace_file(folder / "privacy_overview.json", (json.dumps(spent.to_json(), indent=1) + "\n").encode())
+
+
+def _source(path: str) -> Path:
+    from shared.errors import ConfigError
+
+    if not path:
+        raise ConfigError(
+            "no run is named", do="Start it with --run-config 'run=\"/path/to/run.toml\"'; the file is on the ServerApp's host."
+        )
+    return Path(path)
+
+
+def _read(path: Path) -> str:
+    from shared.errors import ConfigError
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"{path} cannot be read", do="Name a TOML file that the ServerApp's host can read.") from None

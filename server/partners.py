@@ -1,0 +1,89 @@
+"""Who is enrolled: which node speaks for which domain, the ceiling agreed with each, and the last receipt of each."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared.config import build, setting
+from shared.errors import AdmissionRefused, ConfigError
+from shared.wire import DOMAIN, Receipt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """What the coordinator and one partner agreed on."""
+
+    ceiling_epsilon: float = setting(math.inf, "largest epsilon that this domain's ledger may show", low=0.0)
+
+
+@dataclass(slots=True, kw_only=True)
+class Partners:
+    """The register of one run. Without agreements anybody may take part and no ceiling is checked (simulations)."""
+
+    agreements: Mapping[str, Agreement] | None = None
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+    _domains: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_toml(cls, text: str) -> Partners:
+        """Reads tables named by domain, each with the keys of `Agreement`.
+
+        Raises:
+            ConfigError: naming the key.
+        """
+        try:
+            values: dict[str, Any] = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"the list of partners is not TOML: {error}") from None
+        agreements: dict[str, Agreement] = {}
+        for domain, table in values.items():
+            if not DOMAIN(domain) or not isinstance(table, Mapping):
+                raise ConfigError(f"'{domain}' is not a domain with a table of its own", do="Write [domain-name] and its keys below.")
+            agreements[domain] = build(Agreement, table, f"{domain}.")
+        return cls(agreements=agreements)
+
+    @property
+    def expected(self) -> int | None:
+        """How many clients there can be; None when enrolment is open."""
+        return None if self.agreements is None else len(self.agreements)
+
+    @property
+    def domains(self) -> list[str]:
+        """Domains that said hello, sorted."""
+        return sorted(self._domains.values())
+
+    @property
+    def nodes(self) -> list[int]:
+        """Their nodes, in the order of `domains`."""
+        return sorted(self._domains, key=lambda node: self._domains[node])
+
+    def domain_of(self, node: int) -> str | None:
+        return self._domains.get(node)
+
+    def ceiling_of(self, domain: str) -> float:
+        return math.inf if self.agreements is None else self.agreements[domain].ceiling_epsilon
+
+    def pin(self, node: int, domain: str, connected: Iterable[int]) -> None:
+        """Remembers that this node speaks for this domain, for the rest of the run.
+
+        Raises:
+            AdmissionRefused: the domain is not enrolled, or another connected node speaks for it, or this node spoke for another one.
+        """
+        if self.agreements is not None and domain not in self.agreements:
+            raise AdmissionRefused("a node speaks for a domain that is not enrolled", do="Enrol the partner first.")
+        if self._domains.get(node, domain) != domain:
+            raise AdmissionRefused("a node changed its domain during a run")
+        holders = [other for other, name in self._domains.items() if name == domain and other != node]
+        if any(other in set(connected) for other in holders):
+            raise AdmissionRefused("two connected nodes speak for one domain", do="Each partner runs one client at a time.")
+        for other in holders:
+            del self._domains[other]
+        self._domains[node] = domain
+
+    def drop(self, node: int) -> None:
+        """Leaves a node out of the rest of the run."""
+        self._domains.pop(node, None)

@@ -1,0 +1,375 @@
+"""One run from hello to delivery: the server's only choreographer.
+
+::
+
+    hello -> moments -> centroids -> descriptor -> checkpoint 0 -> [passports, out of band]
+          -> train -> admission -> average -> line in rounds.jsonl -> checkpoint r          (R times)
+          -> deliver
+
+Waiting is bounded everywhere. A bad reply is dropped and written down by code. A round that got too few good replies is repeated a bounded
+number of times, and only those who have not answered well are asked again: the replies of the others still hold, because the incoming layer
+is the same, and asking them again could cost them an intent. A client that did answer but whose reply was lost answers from its disk, by
+its idempotency key, without a new debit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from shared import wire
+from shared.config import RunConfig
+from shared.errors import AdmissionRefused, FederationError, RunFolderError
+from shared.interest_space import InterestSpace, Moments
+from shared.wire import Receipt, TransferUpdate
+
+from .admission import NO_REPLY, Admission, Inadmissible
+from .aggregation import average, make_strategy, restore_strategy, strategy_state
+from .checkpoints import Checkpoint, Checkpoints, replace_file
+from .messenger import Messenger, Traffic
+from .partners import Partners
+from .round_log import RoundLog, RoundReport
+
+LOG = logging.getLogger("isthmus.server")
+ATTEMPTS = 3
+"""How often clients are asked for one round before the run ends with `TooFewClients`."""
+QUERY_ATTEMPTS = 2
+"""How often a client is asked anything else before it is left out."""
+PASSING = frozenset({NO_REPLY, "error", "unavailable"})
+"""Codes of failures that may pass."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total): stages are hello, moments, centroids, descriptor, train and deliver."""
+
+
+class TooFewClients(FederationError):
+    """A run cannot go on with those who are left. ``dropped`` says who was dropped by which code."""
+
+    def __init__(self, stage: str, got: int, needed: int, dropped: Sequence[tuple[str, str]]) -> None:
+        self.dropped = tuple(dropped)
+        reasons = ", ".join(f"{domain}: {code}" for domain, code in dropped) or "nobody else is connected"
+        super().__init__(
+            f"{stage}: {got} of at least {needed} clients can go on ({reasons})",
+            do="Look at the logs of the clients; then resume the run, or lower aggregation.min_clients.",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Outcome:
+    """What a run leaves with the coordinator. ``not_delivered`` names domains that did not confirm the final layer."""
+
+    run_id: str
+    round: int
+    space: InterestSpace
+    layer: dict[str, np.ndarray]
+    domains: tuple[str, ...]
+    receipts: dict[str, Receipt]
+    not_delivered: tuple[tuple[str, str], ...]
+    traffic: dict[str, Traffic]
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "run_id": self.run_id,
+            "rounds": self.round,
+            "space_version": self.space.version,
+            "layer_sha256": wire.layer_sha256(self.layer),
+            "domains": list(self.domains),
+            "not_delivered": [{"domain": domain, "code": code} for domain, code in self.not_delivered],
+            "bytes": {domain: traffic.to_json() for domain, traffic in sorted(self.traffic.items())},
+        }
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    del stage, done, total
+
+
+def _nothing(checkpoint: Checkpoint) -> None:
+    del checkpoint
+
+
+@dataclass(slots=True, kw_only=True)
+class Coordinator:
+    """Drives one run over a Flower Grid.
+
+    Args:
+        config: of the run, its noise solved.
+        folder: of the run; ``transfer_layer/``, ``rounds.jsonl`` and ``federation.json`` are written there.
+        expected_clients: how many to wait for; by default all who are enrolled, or ``aggregation.min_clients``.
+        before_rounds: called once with checkpoint 0, after the space is fixed and before round 1: the time for passports.
+    """
+
+    grid: Grid
+    config: RunConfig
+    folder: Path
+    partners: Partners = field(default_factory=Partners)
+    expected_clients: int | None = None
+    progress: Progress = _silent
+    before_rounds: Callable[[Checkpoint], None] = _nothing
+    text_dimension: int = wire.TEXT_DIMENSION
+    _run_id: str = ""
+    _met: set[int] = field(default_factory=set)
+    _admission: Admission = field(init=False)
+    _messenger: Messenger = field(init=False)
+    _traffic: dict[str, Traffic] = field(default_factory=dict)
+
+    def run(self, *, resume: bool = False, start: Checkpoint | None = None) -> Outcome:
+        """Runs to the end.
+
+        Args:
+            resume: go on from the newest whole checkpoint in the folder, under the same run id and configuration.
+            start: begin a new run in the space and from the initial layer of this checkpoint of another one (controls).
+        Raises:
+            FederationError: too few clients, or nothing to resume.
+            StorageError: a checkpoint cannot be written.
+        """
+        self._messenger = Messenger(self.grid, self.config.aggregation.round_timeout_s)
+        checkpoints = Checkpoints(self.folder / "transfer_layer")
+        checkpoint = self._opening(checkpoints, resume, start)
+        self._run_id = checkpoint.run_id if checkpoint else f"{self.config.name[:64]}-{secrets.token_hex(8)}"
+        self._admission = Admission(config=self.config, run_id=self._run_id, partners=self.partners, text_dimension=self.text_dimension)
+        self._assemble()
+        if checkpoint is None:
+            checkpoint = self._found(start)
+            checkpoints.save(checkpoint)
+        else:
+            self._hand_out(checkpoint.space)
+        self._note_traffic()
+        if checkpoint.round == 0:
+            self.before_rounds(checkpoint)
+        checkpoint = self._rounds(checkpoint, checkpoints)
+        return self._deliver(checkpoint)
+
+    # --- opening ---------------------------------------------------------------------------------------------------------------
+
+    def _opening(self, checkpoints: Checkpoints, resume: bool, start: Checkpoint | None) -> Checkpoint | None:
+        if not resume:
+            if checkpoints.rounds():
+                raise RunFolderError(f"{self.folder} holds a run already", do="Resume it, or choose another folder.")
+            if start is not None and start.config.model != self.config.model:
+                raise FederationError("the starting point was made for another model", do="Use the same [model] table in both runs.")
+            return None
+        checkpoint, damaged = checkpoints.newest()
+        for what in damaged:
+            LOG.warning("%s; going on from round %d", what, checkpoint.round)
+        if checkpoint.config.config_hash != self.config.config_hash:
+            raise FederationError(
+                "the configuration is not the one this run began with", do="Resume with the run folder's own config.toml, or start anew."
+            )
+        self.partners.receipts = dict(checkpoint.receipts)
+        RoundLog(self.folder / "rounds.jsonl").keep_until(checkpoint.round)
+        return checkpoint
+
+    def _assemble(self) -> None:
+        """Waits for clients and greets them."""
+        least = self.config.aggregation.min_clients
+        wanted = max(self.expected_clients or self.partners.expected or least, least)
+        nodes = self._messenger.wait_for_nodes(wanted, self.config.aggregation.wait_s)
+        dropped = self._greet(nodes) if nodes else []
+        self._enough("hello", dropped)
+        self.progress("hello", len(self.partners.nodes), wanted)
+
+    def _greet(self, nodes: Sequence[int]) -> list[tuple[str, str]]:
+        """Says hello and pins each node to the domain it names. Returns who was left out and why."""
+        hello = wire.Hello(run_id=self._run_id, config_toml=self.config.to_toml()).pack()
+        self._met.update(nodes)
+        dropped: list[tuple[str, str]] = []
+        for node, reply in self._persist(wire.HELLO, dict.fromkeys(nodes, hello)).items():
+            try:
+                if isinstance(reply, Inadmissible):
+                    raise reply
+                assert isinstance(reply, wire.HelloReply)
+                self.partners.pin(node, reply.domain, self._messenger.connected())
+            except AdmissionRefused as error:
+                dropped.append((self._name(node), error.code if isinstance(error, Inadmissible) else "domain"))
+                LOG.warning("hello: %s is left out (%s)", *dropped[-1])
+        return dropped
+
+    # --- the interest space ----------------------------------------------------------------------------------------------------
+
+    def _found(self, start: Checkpoint | None) -> Checkpoint:
+        """Checkpoint 0: the interest space, the descriptors and the initial layer."""
+        from shared.transfer_layer import initial_arrays
+
+        model = self.config.model
+        if start is not None:
+            space, layer = start.space, initial_arrays(model, start.config.seed)
+        else:
+            moments = self._query(wire.MOMENTS, wire.MomentsQuery(run_id=self._run_id))
+            parts = [Moments(r.count, r.total, r.outer) for r in moments.values() if isinstance(r, wire.MomentsReply)]
+            space = InterestSpace.from_moments(parts, model.dimension)
+            centroids = self._query(wire.CENTROIDS, wire.CentroidsQuery(mean=space.mean, basis=space.basis, scale=space.scale))
+            rows = [r.centroids for r in centroids.values() if isinstance(r, wire.CentroidsReply)]
+            space, layer = space.with_prototypes(rows, model.prototypes, self.config.seed), initial_arrays(model, self.config.seed)
+        descriptors = self._hand_out(space)
+        return Checkpoint(run_id=self._run_id, round=0, config=self.config, space=space, layer=layer, descriptors=descriptors)
+
+    def _hand_out(self, space: InterestSpace, nodes: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """Gives clients the complete space; those who do not decline answer their domain's descriptor."""
+        query = wire.DescriptorQuery(mean=space.mean, basis=space.basis, scale=space.scale, prototypes=space.prototypes)
+        replies = self._query(wire.DESCRIPTOR, query, nodes)
+        return {domain: r.descriptor for domain, r in replies.items() if isinstance(r, wire.DescriptorReply)}
+
+    def _query(self, kind: str, query: wire.Record, nodes: Sequence[int] | None = None) -> dict[str, wire.Reply]:
+        """Asks every client, or only some. Who fails is left out of the run. Returns domain -> reply, sorted by domain."""
+        content = query.pack()
+        asked = [node for node in self.partners.nodes if nodes is None or node in nodes]
+        good: dict[str, wire.Reply] = {}
+        dropped: list[tuple[str, str]] = []
+        for node, reply in self._persist(kind, dict.fromkeys(asked, content)).items():
+            if isinstance(reply, Inadmissible):
+                dropped.append((self._name(node), reply.code))
+                LOG.warning("%s: %s is left out of the run (%s)", kind, *dropped[-1])
+                self.partners.drop(node)
+            else:
+                good[self._name(node)] = reply
+        if nodes is None:
+            self._enough(kind, dropped)
+            self.progress(kind.removeprefix("query."), len(good), len(asked))
+        return dict(sorted(good.items()))
+
+    # --- rounds ----------------------------------------------------------------------------------------------------------------
+
+    def _rounds(self, checkpoint: Checkpoint, checkpoints: Checkpoints) -> Checkpoint:
+        strategy = make_strategy(self.config.aggregation)
+        restore_strategy(strategy, checkpoint.strategy, checkpoint.layer)
+        log = RoundLog(self.folder / "rounds.jsonl")
+        rounds = self.config.privacy.rounds
+        for number in range(checkpoint.round + 1, rounds + 1):
+            started = time.perf_counter()
+            updates, refused, attempts = self._collect(number, checkpoint)
+            layer = average(strategy, number, checkpoint.layer, list(updates.values()))
+            self.partners.receipts |= {domain: update.receipt for domain, update in updates.items()}
+            checkpoint = Checkpoint(
+                run_id=self._run_id,
+                round=number,
+                config=self.config,
+                space=checkpoint.space,
+                layer=layer,
+                descriptors=checkpoint.descriptors,
+                strategy=strategy_state(strategy),
+                receipts=dict(self.partners.receipts),
+            )
+            log.append(
+                RoundReport(
+                    round=number,
+                    seconds=time.perf_counter() - started,
+                    replies=tuple(sorted(updates)),
+                    refused=tuple(refused),
+                    attempts=attempts,
+                    epsilon={domain: receipt.epsilon_spent for domain, receipt in self.partners.receipts.items()},
+                    traffic=self._note_traffic(),
+                )
+            )
+            checkpoints.save(checkpoint)
+            self.progress("train", number, rounds)
+        return checkpoint
+
+    def _collect(self, number: int, checkpoint: Checkpoint) -> tuple[dict[str, TransferUpdate], list[tuple[str, str]], int]:
+        """Replies of one round that count, those that do not, and the number of attempts."""
+        instruction = wire.RoundInstruction(
+            run_id=self._run_id, round=number, config_hash=self.config.config_hash, arrays=checkpoint.layer
+        ).pack()
+        good: dict[str, TransferUpdate] = {}
+        refused: list[tuple[str, str]] = []
+        least = self.config.aggregation.min_clients
+        for attempt in range(1, ATTEMPTS + 1):
+            self._welcome_newcomers(checkpoint.space, wait=attempt > 1)
+            missing = [node for node in self.partners.nodes if self._name(node) not in good]
+            replies = self._messenger.ask(wire.TRAIN, dict.fromkeys(missing, instruction), str(number))
+            for node in missing:
+                try:
+                    good[self._name(node)] = self._admit(replies.get(node), number)
+                except Inadmissible as error:
+                    refused.append((self._name(node), error.code))
+                    LOG.warning("round %d: reply of %s is dropped (%s)", number, self._name(node), error.what)
+                    if error.code.startswith("refused-"):
+                        self.partners.drop(node)  # a refusal is a decision: asking again would only be refused again
+            if len(good) >= least:
+                return dict(sorted(good.items())), refused, attempt
+        raise TooFewClients(f"round {number}", len(good), least, refused)
+
+    def _admit(self, reply: Message | None, number: int) -> TransferUpdate:
+        if reply is None:
+            raise Inadmissible(NO_REPLY)
+        return self._admission.admit(reply, number)
+
+    def _welcome_newcomers(self, space: InterestSpace, *, wait: bool) -> None:
+        """Greets nodes that connected since, for example a client that was restarted, and gives them the space."""
+        least, patience = self.config.aggregation.min_clients, self.config.aggregation.wait_s
+        nodes = self._messenger.wait_for_nodes(least, patience) if wait else self._messenger.connected()
+        if new := [node for node in nodes if node not in self._met]:
+            self._greet(new)
+            self._hand_out(space, new)
+
+    # --- the end ---------------------------------------------------------------------------------------------------------------
+
+    def _deliver(self, checkpoint: Checkpoint) -> Outcome:
+        """Sends the final layer. Who does not confirm it is named; the run has ended well all the same."""
+        content = wire.Deliver(run_id=self._run_id, round=checkpoint.round, arrays=checkpoint.layer).pack()
+        domains = self.partners.domains
+        replies = self._persist(wire.DELIVER, dict.fromkeys(self.partners.nodes, content))
+        failed = tuple((self._name(node), reply.code) for node, reply in replies.items() if isinstance(reply, Inadmissible))
+        for domain, code in failed:
+            LOG.warning("deliver: %s did not confirm the final layer (%s)", domain, code)
+        self._note_traffic()
+        outcome = Outcome(
+            run_id=self._run_id,
+            round=checkpoint.round,
+            space=checkpoint.space,
+            layer=checkpoint.layer,
+            domains=tuple(domains),
+            receipts=dict(self.partners.receipts),
+            not_delivered=failed,
+            traffic=dict(self._traffic),
+        )
+        replace_file(self.folder / "federation.json", (json.dumps(outcome.to_json(), indent=1) + "\n").encode())
+        self.progress("deliver", len(domains) - len(failed), len(domains))
+        return outcome
+
+    # --- asking ----------------------------------------------------------------------------------------------------------------
+
+    def _persist(self, kind: str, questions: Mapping[int, RecordDict]) -> dict[int, wire.Reply | Inadmissible]:
+        """Asks each node, and those whose failure may pass up to `QUERY_ATTEMPTS` times. Returns an answer for every node."""
+        answers: dict[int, wire.Reply | Inadmissible] = {}
+        asked = dict(questions)
+        for _ in range(QUERY_ATTEMPTS):
+            replies = self._messenger.ask(kind, asked, "0")
+            answers |= {node: self._read(kind, replies.get(node)) for node in asked}
+            asked = {node: content for node, content in asked.items() if getattr(answers[node], "code", "") in PASSING}
+            if not asked:
+                break
+        return answers
+
+    def _read(self, kind: str, reply: Message | None) -> wire.Reply | Inadmissible:
+        if reply is None:
+            return Inadmissible(NO_REPLY)
+        try:
+            return self._admission.read(kind, reply)
+        except Inadmissible as error:
+            return error
+
+    def _enough(self, stage: str, dropped: Sequence[tuple[str, str]]) -> None:
+        least, got = self.config.aggregation.min_clients, len(self.partners.nodes)
+        if got < least:
+            raise TooFewClients(stage, got, least, dropped)
+
+    def _name(self, node: int) -> str:
+        return self.partners.domain_of(node) or "unknown"
+
+    def _note_traffic(self) -> dict[str, Traffic]:
+        """Bytes by domain since the last call; adds them to the total."""
+        period: dict[str, Traffic] = {}
+        for node, traffic in self._messenger.take_traffic().items():
+            period[self._name(node)] = period.get(self._name(node), Traffic()) + traffic
+        for domain, traffic in period.items():
+            self._traffic[domain] = self._traffic.get(domain, Traffic()) + traffic
+        return period
