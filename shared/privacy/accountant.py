@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ PRV_RELATIVE_TOLERANCE = 0.01
 _NOISE_UNIT = 1e-4
 _LEAST_NOISE, _MOST_NOISE = 0.05, 1e4
 _MOST_CELLS = 1_000_000
+_BEYOND_MEANING = 1000.0
 
 Group = tuple[float, float, int]
 """(sampling rate, noise multiplier, steps)."""
@@ -83,8 +84,8 @@ def running_interval(epsilon: float) -> float:
 def epsilon_pld(events: Sequence[Mechanism], delta: float, *, interval: float = RUNNING_INTERVAL) -> float:
     """Epsilon of all events together, by privacy loss distributions.
 
-    An upper bound at every ``interval``. Where the noise is so small (sigma below about .03) that the grid would not fit into memory, a
-    wider one is taken: still an upper bound.
+    An upper bound at every ``interval``. Where the noise is so small (sigma below about .02) that the grid would not fit into memory, a
+    wider one is taken, and above 1,000, where no number protects anybody, the bound of RDP stands for it: both are upper bounds still.
 
     Args:
         events: any mechanisms; equal ones are grouped.
@@ -188,7 +189,7 @@ def noise_multiplier_for(*, epsilon: float, delta: float, sampling_rate: float, 
         raise ConfigError("noise is solved for a finite epsilon above 0, a sampling rate in (0, 1] and at least one step")
     interval = running_interval(epsilon)
 
-    @lru_cache(maxsize=None)
+    @cache
     def cost(noise_multiplier: float) -> float:
         return _pld(((sampling_rate, noise_multiplier, steps),), delta, interval)
 
@@ -245,9 +246,11 @@ def _pld(groups: tuple[Group, ...], delta: float, interval: float) -> float:
     if not groups:
         return 0.0
     least = min(sigma for _, sigma, _ in groups)
+    bound = _rdp(groups, delta, FILTER_ORDERS)
+    if bound > _BEYOND_MEANING:
+        return bound
     reach = 0.5 / least**2 + 10.0 / least  # largest privacy loss of one step that matters
-    width = max(interval, max(reach, _rdp(groups, delta, FILTER_ORDERS)) / _MOST_CELLS)
-    accountant = PLDAccountant(value_discretization_interval=width)
+    accountant = PLDAccountant(value_discretization_interval=max(interval, reach / _MOST_CELLS))
     for sampling_rate, noise_multiplier, steps in groups:
         accountant.compose(_event(sampling_rate, noise_multiplier), steps)
     return float(accountant.get_epsilon(delta))

@@ -1,0 +1,252 @@
+"""What a ledger may say: the kinds of events, the fields of each, one spelling for every value, and the hash that chains them.
+
+Kinds are permanent in meaning. A reader refuses a kind or a field it does not know, rather than skip a debit it cannot price.
+
+============ ======================================================================================================================
+genesis      the first event: whose budget, for which unit, how much, who set it
+schedule     a run's whole plan; a second one for the same run may only cut the plan short
+intent       one attempt at one round: from here on it is spent, whatever happens next
+commit       sha256 of the bytes that left after an intent
+release      a mechanism of its own (popularity, metric, count, moments); spent like an intent
+ceiling      the ceiling was raised
+key          the signing key was changed; the old key signs the new one
+audit        verdict of a canary run
+migration    the format was changed
+refused      a debit that would have passed the ceiling; nothing was spent
+note         a text that follows from the public schedule
+============ ======================================================================================================================
+
+An outsider needs SQLite, JSON and SHA-256 to check a ledger, nothing else: a row's hash is the SHA-256 of the canonical JSON (ASCII, no
+spaces) of ``["isthmus-ledger-1", seq, kind, time_utc, payload, prev_hash]``, where ``payload`` is the column's text, itself canonical JSON
+with sorted keys, and the first ``prev_hash`` is 64 zeros. Numbers that are not whole are strings of ``float.hex()``.
+
+Reserved, and empty in format 1: the ``signature`` column (Ed25519 over ``hash``), ``schedule.plan_signature``, and the three genesis fields
+with which a lost ledger books its whole old ceiling and cites the coordinator's last receipt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ..errors import LedgerBroken, LedgerError
+from .mechanism import Mechanism, float_from_hex
+
+FORMAT = 1
+HASH_TAG = "isthmus-ledger-1"
+NO_HASH = "0" * 64
+UNIT = "user"
+LONGEST_TEXT = 2000
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One row of a ledger.
+
+    Attributes:
+        seq: 1 for genesis, then without a gap.
+        time_utc: when it was written, by the partner's clock; informative.
+        payload: fields of its kind, as plain values.
+        prev_hash: hash of the event before, in hex.
+        hash: of this event, in hex.
+        signature: None in format 1.
+    """
+
+    seq: int
+    kind: str
+    time_utc: str
+    payload: Mapping[str, Any]
+    prev_hash: str
+    hash: str
+    signature: bytes | None = None
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_TEXT and all(c.isprintable() or c == "\n" for c in value)
+
+
+def _sha256(value: object) -> bool:
+    return isinstance(value, str) and _HASH.fullmatch(value) is not None
+
+
+def _count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _positive(value: object) -> bool:
+    return _count(value) and value != 0
+
+
+def _flag(value: object) -> bool:
+    return type(value) is bool
+
+
+def _empty(value: object) -> bool:
+    return value is None
+
+
+def _number(value: object) -> bool:
+    """Any epsilon, delta or order that may be written down: infinity included, NaN and negative numbers not."""
+    try:
+        number = float_from_hex("number", value)
+    except LedgerError:
+        return False
+    return not math.isnan(number) and math.copysign(1.0, number) > 0
+
+
+def _number_or_empty(value: object) -> bool:
+    return value is None or _number(value)
+
+
+def _mechanism(value: object) -> bool:
+    if not isinstance(value, dict):
+        return False
+    try:
+        mechanism_of(value)
+    except LedgerError:
+        return False
+    return True
+
+
+def mechanism_of(record: Mapping[str, Any]) -> Mechanism:
+    """The mechanism of an event. Long ledgers repeat a few of them, so they are read once."""
+    return _mechanism_from_text(canonical(record))
+
+
+@lru_cache(maxsize=256)
+def _mechanism_from_text(text: str) -> Mechanism:
+    return Mechanism.from_record(json.loads(text))
+
+
+def _one_of(*choices: str) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, str) and value in choices
+
+
+_RUN = {"run_id": _text, "config_hash": _text}
+_ATTEMPT = {"run_id": _text, "round": _positive, "attempt": _positive}
+_DECIDED = _one_of("pld", "rdp-filter", "none")
+
+FIELDS: Mapping[str, Mapping[str, Callable[[object], bool]]] = {
+    "genesis": {
+        "format": _positive,
+        "unit": _one_of(UNIT),
+        "domain": _text,
+        "ceiling_epsilon": _number,
+        "delta": _number,
+        "pld_interval": _number,
+        "set_by": _text,
+        "private": _flag,
+        "booked_epsilon": _empty,
+        "booked_delta": _empty,
+        "last_receipt": _empty,
+    },
+    "schedule": {
+        **_RUN,
+        "mechanism": _mechanism,
+        "rounds": _positive,
+        "reserve": _count,
+        "permitted_intents": _count,
+        "decided_by": _DECIDED,
+        "filter_order": _number_or_empty,
+        "epsilon_reserved": _number,
+        "plan_signature": _empty,
+    },
+    "intent": {**_ATTEMPT, "mechanism": _mechanism, "config_hash": _text, "bundle_digest": _text, "code_version": _text},
+    "commit": {**_ATTEMPT, "payload_sha256": _sha256},
+    "release": {
+        "release_id": _text,
+        "purpose": _one_of("popularity", "metric", "count", "moments"),
+        "mechanism": _mechanism,
+        "config_hash": _text,
+        "decided_by": _DECIDED,
+        "filter_order": _number_or_empty,
+        "payload_sha256": _sha256,
+    },
+    "ceiling": {"ceiling_epsilon": _number, "previous_epsilon": _number, "epsilon_spent": _number, "raised_by": _text, "why": _text},
+    "key": {"old_verify_key": _text, "new_verify_key": _text, "old_signature": _text},
+    "audit": {"tier": _positive, "verdict": _text, "report_sha256": _sha256},
+    "migration": {"from_format": _positive, "to_format": _positive, "why": _text},
+    "refused": {
+        **_RUN,
+        "round": _count,
+        "mechanism": _mechanism,
+        "intents": _positive,
+        "requested": _number,
+        "remaining": _number,
+        "ceiling_epsilon": _number,
+        "why": _text,
+    },
+    "note": {"text": _text},
+}
+"""Per kind, its fields, and for each what a value must be. A missing field, another field or another value is refused."""
+
+
+def canonical(value: object) -> str:
+    """The one spelling of plain values: JSON in ASCII, without spaces, keys sorted."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def event_hash(seq: int, kind: str, time_utc: str, payload: str, prev_hash: str) -> str:
+    """SHA-256, in hex, over every field of an event; ``payload`` is its canonical text."""
+    return hashlib.sha256(canonical([HASH_TAG, seq, kind, time_utc, payload, prev_hash]).encode("ascii")).hexdigest()
+
+
+def check_fields(kind: str, payload: Mapping[str, Any]) -> None:
+    """Refuses what a ledger may not say.
+
+    Raises:
+        LedgerError: naming the kind and the field.
+    """
+    fields = FIELDS.get(kind)
+    if fields is None:
+        raise LedgerError("an event is of a kind that this version does not know", do="A newer version wrote it: update isthmus.")
+    for name in payload:
+        if name not in fields:
+            raise LedgerError(f"an event of kind '{kind}' has a field that this version does not know", do="Update isthmus.")
+    for name, fits in fields.items():
+        if name not in payload:
+            raise LedgerError(f"an event of kind '{kind}' lacks its field '{name}'")
+        if not fits(payload[name]):
+            raise LedgerError(f"an event of kind '{kind}' has a value in '{name}' that the field cannot hold")
+
+
+def event_from_row(row: tuple[Any, ...], *, prev_seq: int, prev_hash: str) -> Event:
+    """Checks one row (seq, kind, time_utc, payload, prev_hash, hash, signature) against the one before it.
+
+    Raises:
+        LedgerBroken: when a row is missing, moved, edited, or says what a ledger may not say.
+    """
+    seq, kind, time_utc, text, previous, digest, signature = row
+    where = f"event {prev_seq + 1} of the ledger"
+    do = "Do not train with this ledger. Restore the file, or ask the coordinator for the last receipt."
+    if seq != prev_seq + 1:
+        raise LedgerBroken(f"{where} is missing", do=do)
+    if not all(isinstance(part, str) for part in (kind, time_utc, text, previous, digest)):
+        raise LedgerBroken(f"{where} is not written as text", do=do)
+    if previous != prev_hash or digest != event_hash(seq, kind, time_utc, text, previous):
+        raise LedgerBroken(f"{where} does not match its hash: it was changed after it was written", do=do)
+    if signature is not None:
+        raise LedgerBroken(f"{where} is signed, which this version cannot check", do="Update isthmus.")
+    if _TIME.fullmatch(time_utc) is None:
+        raise LedgerBroken(f"{where} has a time that is not one", do=do)
+    try:
+        payload = json.loads(text)
+        if not isinstance(payload, dict) or canonical(payload) != text:
+            raise LedgerBroken(f"{where} is not written in its one canonical form", do=do)
+        check_fields(kind, payload)
+    except (ValueError, RecursionError):
+        raise LedgerBroken(f"{where} cannot be read", do=do) from None
+    except LedgerBroken:
+        raise
+    except LedgerError as error:
+        raise LedgerBroken(f"{where}: {error.what}", do=error.do or do) from None
+    return Event(seq=seq, kind=kind, time_utc=time_utc, payload=payload, prev_hash=previous, hash=digest)
