@@ -269,9 +269,7 @@ class Ledger:
         if plan.permitted == plan.used:
             return
         book = self._book
-        others = (
-            p.mechanism.for_steps(p.mechanism.steps * p.open_intents) for p in book.plans.values() if p is not plan and p.open_intents
-        )
+        others = [p.reserved for p in book.plans.values() if p.open_intents and p is not plan]
         left = epsilon_of((*book.spent, *others), book.budget, adaptive=book.adaptive, order=book.order)
         asked = {"run_id": run_id, "config_hash": plan.config_hash, "mechanism": plan.mechanism.to_record()}
         cut = {"rounds": plan.rounds, "reserve": plan.reserve, "permitted_intents": plan.used, "decided_by": plan.decided_by}

@@ -39,6 +39,11 @@ class Plan:
         """Intents that can still be made: none once every round is committed, because a committed round is never computed again."""
         return self.permitted - self.used if len(self.committed) < self.rounds else 0
 
+    @property
+    def reserved(self) -> Mechanism:
+        """All open intents as one record; ask only where there are any."""
+        return self.mechanism.for_steps(self.mechanism.steps * self.open_intents)
+
 
 class Book:
     """State of a ledger after a number of events."""
@@ -72,7 +77,7 @@ class Book:
 
     @property
     def life(self) -> Life:
-        reserved = tuple(p.mechanism.for_steps(p.mechanism.steps * p.open_intents) for p in self.plans.values() if p.open_intents)
+        reserved = tuple(plan.reserved for plan in self.plans.values() if plan.open_intents)
         return Life(spent=self.spent, reserved=reserved, first_plan=self._first_plan, adaptive=self.adaptive, order=self._order)
 
     def apply(self, event: Event) -> None:
