@@ -8,7 +8,6 @@ Causes are logged on this machine only; each message that leaves or is stopped h
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ from shared.config import RunConfig
 from shared.errors import EgressRefused, Refusal
 
 from .egress_manifest import Manifest
+from .ledger_lookup import RoundRecord
 
 _LOG = logging.getLogger("isthmus.egress")
 _INSIDE: ContextVar[bool] = ContextVar("inside_the_gate", default=False)
@@ -48,40 +48,13 @@ _OF_THE_CATALOGUE = (wire.MomentsReply, wire.CentroidsReply, wire.DescriptorRepl
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Committed:
-    """What the ledger says about a committed round; a receipt has to say the same.
-
-    Args:
-        payload_sha256: digest of the update.
-        head_hash: hash of the commit, the head of the chain right after it.
-        count_of_intents: intents in the ledger up to the commit.
-        mechanism: `shared.wire.canonical_json` of the round's mechanism record.
-        epsilon_spent: as the ledger gives it; None leaves it to the server's own recomputation.
-    """
-
-    payload_sha256: str
-    head_hash: str
-    count_of_intents: int
-    mechanism: str
-    epsilon_spent: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundRecord:
-    """A round in the ledger: its attempts, and its commit if there is one."""
-
-    intents: int
-    committed: Committed | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Border:
     """What the gate of one domain compares a reply with.
 
     Args:
         domain: the partner's own name for it.
         manifest: file of the egress manifest.
-        ledger_lookup: (run id, round) -> what the ledger holds about it.
+        ledger_lookup: (run id, round) -> what the ledger holds about it; `client.ledger_lookup.round_record` on its path.
         run_config: the configuration that `hello` brought, None before it; asked after the handler ran.
         shares_catalogue: whether the partner agreed to send moments, centroids and descriptor of its catalogue.
         text_dimension: length of a text vector.
@@ -148,18 +121,17 @@ def gate_mod(border: FindBorder) -> Mod:
 
 
 def _guard(message: Message, context: Context, call_next: ClientAppCallable, find_border: FindBorder) -> Message:
-    reply = Message(RecordDict(), reply_to=message)  # before the handler runs, for it can write into the metadata it is given
+    # The reply is made before the handler runs, which could write into the metadata it is given, and is `unavailable` until it is better.
+    reply = Message(wire.Unavailable().pack(), reply_to=message)
     inside = _INSIDE.set(True)
     try:
-        content = _answer(message, context, call_next, find_border)
+        reply.content = _answer(message, context, call_next, find_border)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         _log(error)
-        content = wire.Unavailable().pack()
     finally:
         _INSIDE.reset(inside)
-    reply.content = content
     return reply
 
 
@@ -246,20 +218,22 @@ def _check_update(update: wire.TransferUpdate, instruction: wire.RoundInstructio
     if (update.run_id, update.round, update.config_hash) != (instruction.run_id, instruction.round, instruction.config_hash):
         raise Blocked("wrong-round", "the update answers another instruction")
     committed, receipt, digest = record.committed, update.receipt, update.digest()
-    if committed is None or record.intents < 1:
+    if committed is None:
         raise Blocked("no-commit", "the ledger holds no intent and commit for the update")
     if not committed.payload_sha256 == receipt.payload_sha256 == digest:
         raise Blocked("wrong-payload", "the update is not what the ledger committed")
     if receipt.domain != border.domain:
         raise Blocked("wrong-domain", "'receipt.domain' is not the name of this domain")
-    for name in ("head_hash", "count_of_intents", "mechanism"):
+    for name in ("head_hash", "count_of_intents", "mechanism", "epsilon_spent"):
         if getattr(receipt, name) != getattr(committed, name):
             raise Blocked("wrong-receipt", f"'receipt.{name}' is not what the ledger says")
-    if committed.epsilon_spent is not None and receipt.epsilon_spent != committed.epsilon_spent:
-        raise Blocked("wrong-receipt", "'receipt.epsilon_spent' is not what the ledger says")
     return committed.head_hash
 
 
 def _log(error: BaseException) -> None:
-    with contextlib.suppress(Exception):
+    try:
         _LOG.error("a reply was withheld: %s", type(error).__name__, exc_info=error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # not even a broken log gets past
+        return

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import logging
+import shutil
+import sqlite3
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +24,31 @@ from flwr.clientapp.utils import get_load_client_app_fn
 from flwr.common.serde import message_from_proto, message_to_proto, recorddict_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.egress import WHY, Border, Committed, Gate, RoundRecord, gate_mod
+from client.egress import WHY, Border, Gate, gate_mod
 from client.egress_manifest import ManifestLine, read_manifest
+from client.ledger_lookup import RoundRecord, round_record
 from shared import wire
 from shared.config import ModelConfig, RunConfig
 from shared.errors import REFUSAL_CODES, BudgetExhausted, InvalidInteraction, Refusal
+from shared.privacy.ledger import Ledger, read_events
+from shared.privacy.mechanism import Mechanism
 from shared.transfer_layer import initial_arrays
 
 MARKER = "user-4711-anna"
 CONFIG = RunConfig(model=ModelConfig(dimension=8, rank=2, descriptor_dimension=4, prototypes=5))
 TEXT_DIMENSION = 6
 RUN, ROUND = "run-1", 3
-MECHANISM = wire.canonical_json({"kind": "poisson_gaussian", "steps": 10})
+MECHANISM = Mechanism(kind="poisson_gaussian", sampling_rate=0.1, noise_multiplier=2.0, clip_norm=0.5, grid=2.0**-21, dimension=48, steps=1)
 Handler = Callable[[Message, Context], Any]
 
 
 @dataclass
 class Domain:
-    """One domain's side: what its ledger says, what it agreed to, and where its manifest is."""
+    """One domain's side: its ledger, what it agreed to, and where its manifest is."""
 
     manifest: Path
+    ledger: Path
     name: str = "arts"
-    rounds: dict[tuple[str, int], RoundRecord] = field(default_factory=dict)
     config: RunConfig | None = field(default_factory=lambda: CONFIG)
     shares_catalogue: bool = True
 
@@ -50,22 +56,32 @@ class Domain:
         return Border(
             domain=self.name,
             manifest=self.manifest,
-            ledger_lookup=lambda run_id, round: self.rounds.get((run_id, round), RoundRecord(intents=0, committed=None)),
+            ledger_lookup=functools.partial(round_record, self.ledger),
             run_config=lambda: self.config,
             shares_catalogue=self.shares_catalogue,
             text_dimension=TEXT_DIMENSION,
         )
 
-    def intend(self) -> None:
-        earlier = self.rounds.get((RUN, ROUND), RoundRecord(intents=0, committed=None))
-        self.rounds[RUN, ROUND] = replace(earlier, intents=earlier.intents + 1)
+    def intend(self, round: int = ROUND) -> int:
+        with Ledger.open(self.ledger) as ledger:
+            return ledger.intent(
+                run_id=RUN, round=round, mechanism=MECHANISM, config_hash=CONFIG.config_hash, bundle_digest="b" * 64, code_version="0"
+            )
 
     def commit(self, update: wire.TransferUpdate) -> wire.TransferUpdate:
-        committed = Committed(
-            payload_sha256=update.digest(), head_hash="c" * 64, count_of_intents=4, mechanism=MECHANISM, epsilon_spent=1.5
-        )
-        self.rounds[RUN, ROUND] = RoundRecord(intents=1, committed=committed)
-        return update.with_receipt(replace(update.receipt, payload_sha256=update.digest()))
+        """Books an intent and the update, or finds it booked, and adds the receipt."""
+        if round_record(self.ledger, RUN, ROUND).committed is None:
+            attempt = self.intend()
+            with Ledger.open(self.ledger) as ledger:
+                ledger.commit(run_id=RUN, round=ROUND, attempt=attempt, payload_sha256=update.digest())
+        committed = round_record(self.ledger, RUN, ROUND).committed
+        assert committed is not None
+        return update.with_receipt(wire.Receipt(domain="arts", **{f.name: getattr(committed, f.name) for f in fields(committed)}))
+
+    @property
+    def commit_hash(self) -> str:
+        (commit,) = (event for event in read_events(self.ledger) if event.kind == "commit")
+        return commit.hash
 
     @property
     def lines(self) -> list[ManifestLine]:
@@ -76,9 +92,20 @@ class Domain:
         return [line.why for line in self.lines if line.event == "blocked"]
 
 
+@pytest.fixture(scope="module")
+def admitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ledger in which the run is admitted; each test works on its own copy."""
+    path = tmp_path_factory.mktemp("ledger") / "ledger.sqlite"
+    with Ledger.create(path, domain="arts", ceiling_epsilon=8.0, delta=1e-6, set_by="the partner") as ledger:
+        ledger.admit(run_id=RUN, config_hash=CONFIG.config_hash, mechanism=MECHANISM, rounds=4, reserve=1)
+    return path
+
+
 @pytest.fixture
-def domain(tmp_path: Path) -> Domain:
-    return Domain(manifest=tmp_path / "egress.jsonl")
+def domain(tmp_path: Path, admitted: Path) -> Domain:
+    for file in admitted.parent.iterdir():
+        shutil.copy(file, tmp_path / file.name)
+    return Domain(manifest=tmp_path / "egress.jsonl", ledger=tmp_path / admitted.name)
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +119,7 @@ def node(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> N
 def update(**changes: Any) -> wire.TransferUpdate:
     arrays = {name: array + 0.5 for name, array in initial_arrays(CONFIG.model, 1).items()}
     receipt = wire.Receipt(
-        domain="arts", count_of_intents=4, head_hash="c" * 64, payload_sha256="0" * 64, mechanism=MECHANISM, epsilon_spent=1.5
+        domain="arts", count_of_intents=1, head_hash="c" * 64, payload_sha256="0" * 64, mechanism='{"kind":"none"}', epsilon_spent=1.5
     )
     values: dict[str, Any] = {"run_id": RUN, "round": ROUND, "config_hash": CONFIG.config_hash, "arrays": arrays, "receipt": receipt}
     return wire.TransferUpdate(**{**values, **changes})
@@ -148,7 +175,7 @@ def answer(handler: Handler, domain: Domain, kind: str = wire.TRAIN) -> Message:
 
 
 def content_bytes(message: Message) -> bytes:
-    return recorddict_to_proto(message.content).SerializeToString(deterministic=True)
+    return bytes(recorddict_to_proto(message.content).SerializeToString(deterministic=True))
 
 
 UNAVAILABLE = recorddict_to_proto(wire.Unavailable().pack()).SerializeToString(deterministic=True)
@@ -183,7 +210,13 @@ def test_a_committed_update_leaves_and_the_manifest_says_so(domain: Domain) -> N
     assert isinstance(left, wire.TransferUpdate)
     assert left.digest() == update().digest()
     (line,) = domain.lines
-    assert (line.event, line.kind, line.round, line.schema, line.ledger_event) == ("left", "train", ROUND, "TransferUpdate", "c" * 64)
+    assert (line.event, line.kind, line.round, line.schema, line.ledger_event) == (
+        "left",
+        "train",
+        ROUND,
+        "TransferUpdate",
+        domain.commit_hash,
+    )
     assert line.bytes == len(content_bytes(reply))
     assert line.why == WHY["TransferUpdate"]
     assert stat.S_IMODE(domain.manifest.stat().st_mode) == 0o600
@@ -237,7 +270,7 @@ def _array(message: str) -> Array:
 
 def _set(record: str, key: str, value: Any) -> Callable[[RecordDict], None]:
     def change(content: RecordDict) -> None:
-        content[record][key] = value  # type: ignore[index]
+        content[record][key] = value
 
     return change
 
@@ -307,7 +340,7 @@ ATTACKS: dict[str, Callable[[RecordDict], None]] = {
     "a user id as dtype": _swap_array(_other_label(dtype=MARKER)),
     "a number of users as declared shape": _swap_array(_other_label(shape=(4711, 8))),
     "no arrays": lambda content: content.update({"arrays": ArrayRecord()}),
-    "no receipt": lambda content: content.pop("receipt"),
+    "no receipt": lambda content: content.__delitem__("receipt"),
     "a status beside the update": lambda content: content.update(wire.Unavailable().pack()),
     "a receipt with an unlisted mechanism field": _set("receipt", "mechanism", json.dumps({"kind": ["x"], "user": MARKER})),
 }
@@ -329,7 +362,8 @@ def test_a_user_id_hidden_in_a_metric_name_is_stopped(domain: Domain) -> None:
         ("head_hash", "d" * 64),
         ("count_of_intents", 5),
         ("mechanism", wire.canonical_json({"kind": "poisson_gaussian", "user": MARKER})),
-        ("epsilon_spent", 1.5000001),
+        ("epsilon_spent", 0.1),
+        ("epsilon_spent", float("inf")),
     ],
 )
 def test_a_receipt_that_says_something_else_than_the_ledger_is_stopped(domain: Domain, field_name: str, value: Any) -> None:
@@ -394,9 +428,58 @@ def test_an_update_that_differs_from_the_committed_one_in_one_bit_is_stopped(dom
 
 @pytest.mark.parametrize("changes", [{"round": ROUND - 1}, {"run_id": "run-0"}, {"config_hash": "f" * 64}])
 def test_an_update_of_another_round_run_or_configuration_is_stopped(domain: Domain, changes: dict[str, Any]) -> None:
-    other = update(**changes)
-    reply = answer(lambda message, _: Message(domain.commit(other).pack(), reply_to=message), domain)
-    assert_stopped(reply, domain, "wrong-round")
+    def handler(message: Message, context: Context) -> Message:
+        receipt = domain.commit(update()).receipt
+        return Message(update(**changes, receipt=receipt).pack(), reply_to=message)
+
+    assert_stopped(answer(handler, domain), domain, "wrong-round")
+
+
+def test_a_committed_update_leaves_again_after_the_partner_raised_the_ceiling(domain: Domain) -> None:
+    app = app_of(committed_then(lambda content: None, domain), domain)
+    first = wire.reply_schema(wire.TRAIN, CONFIG).read(sent(app).content)
+    with Ledger.open(domain.ledger) as ledger:
+        ledger.raise_ceiling(9.0, raised_by="the partner", why="a longer run")
+    second = wire.reply_schema(wire.TRAIN, CONFIG).read(sent(app).content)
+    assert isinstance(first, wire.TransferUpdate)
+    assert isinstance(second, wire.TransferUpdate)
+    assert first.digest() == second.digest()
+    assert first.receipt.head_hash == second.receipt.head_hash
+    assert [line.ledger_event for line in domain.lines] == [domain.commit_hash] * 2
+
+
+def test_an_old_receipt_is_stopped_once_more_was_spent(domain: Domain) -> None:
+    old = domain.commit(update())
+    domain.intend(ROUND + 1)
+    assert_stopped(answer(lambda message, _: Message(old.pack(), reply_to=message), domain), domain, "wrong-receipt")
+
+
+def test_a_ledger_that_was_changed_lets_no_update_out(domain: Domain) -> None:
+    def handler(message: Message, context: Context) -> Message:
+        reply = Message(domain.commit(update()).pack(), reply_to=message)
+        database = sqlite3.connect(domain.ledger)
+        database.execute("DROP TRIGGER events_are_never_changed")
+        database.execute("UPDATE events SET payload = replace(payload, 'the partner', 'someone') WHERE seq = 1")
+        database.commit()
+        database.close()
+        return reply
+
+    assert_stopped(answer(handler, domain), domain, "exception")
+
+
+def test_where_there_is_no_ledger_no_handler_is_called(domain: Domain) -> None:
+    def handler(message: Message, context: Context) -> Message:
+        raise AssertionError("no handler is called")
+
+    domain.ledger.unlink()
+    assert_stopped(answer(handler, domain), domain, "exception")
+
+
+def test_every_attempt_at_a_round_counts(domain: Domain) -> None:
+    assert [domain.intend(), domain.intend()] == [1, 2]
+    assert round_record(domain.ledger, RUN, ROUND) == RoundRecord(intents=2, committed=None)
+    assert round_record(domain.ledger, RUN, ROUND + 1).intents == 0
+    assert round_record(domain.ledger, "run-2", ROUND).intents == 0
 
 
 def test_a_refusal_after_the_intent_is_stopped_because_data_were_open(domain: Domain) -> None:
@@ -456,18 +539,41 @@ def test_the_text_of_an_exception_never_leaves(domain: Domain, failure: BaseExce
     assert_stopped(answer(handler, domain, kind), domain, "exception")
 
 
-def test_an_exception_that_cannot_even_be_printed_does_not_get_past(domain: Domain) -> None:
-    class Vicious(BaseException):
-        def __str__(self) -> str:
-            raise SystemExit(MARKER)
+class Vicious(BaseException):
+    """Cannot even be printed."""
 
-        __repr__ = __str__
+    def __str__(self) -> str:
+        raise SystemExit(MARKER)
 
+    __repr__ = __str__
+
+
+class BrokenLog(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        raise SystemExit(MARKER)
+
+
+@pytest.mark.parametrize("log", [logging.StreamHandler(io.StringIO()), BrokenLog()], ids=["a log", "a broken log"])
+@pytest.mark.parametrize("failure", [Vicious(), ValueError(MARKER)], ids=["unprintable", "plain"])
+def test_an_exception_does_not_get_past_by_way_of_the_log(domain: Domain, failure: BaseException, log: logging.Handler) -> None:
     def handler(message: Message, context: Context) -> Message:
-        raise Vicious
+        raise failure
 
-    reply = app_of(handler, domain)(received(instruction(), wire.TRAIN), context())
-    assert content_bytes(reply) == UNAVAILABLE
+    logger = logging.getLogger("isthmus.egress")
+    logger.addHandler(log)
+    logger.setLevel(logging.ERROR)
+    try:
+        assert_stopped(answer(handler, domain), domain, "exception")
+        assert content_bytes(sent(Gate(ClientApp(), border=raising(failure)))) == UNAVAILABLE
+    finally:
+        logger.removeHandler(log)
+
+
+def raising(failure: BaseException) -> Callable[[Context], Border]:
+    def border(context: Context) -> Border:
+        raise failure
+
+    return border
 
 
 def test_a_person_at_the_keyboard_can_still_stop_the_client(domain: Domain) -> None:
@@ -599,9 +705,9 @@ def test_metadata_that_a_handler_writes_into_its_instruction_does_not_leave(doma
 
 def test_an_instruction_that_a_handler_rewrites_does_not_move_the_check(domain: Domain) -> None:
     def handler(message: Message, context: Context) -> Message:
-        other = domain.commit(update(round=ROUND - 1))
+        receipt = domain.commit(update()).receipt
         message.content = wire.RoundInstruction(run_id=RUN, round=ROUND - 1, config_hash=CONFIG.config_hash, arrays=update().arrays).pack()
-        return Message(other.pack(), reply_to=message)
+        return Message(update(round=ROUND - 1, receipt=receipt).pack(), reply_to=message)
 
     assert_stopped(answer(handler, domain), domain, "wrong-round")
 
@@ -610,7 +716,8 @@ def test_the_order_of_names_carries_nothing(domain: Domain) -> None:
     def reverse(content: RecordDict) -> None:
         for name in reversed(list(content)):
             record = content.pop(name)
-            content[name] = type(record)(dict(reversed(record.items())))  # type: ignore[arg-type]
+            turned: Any = dict(reversed(list(record.items())))
+            content[name] = type(record)(turned)
 
     straight = answer(committed_then(lambda content: None, domain), domain)
     turned = answer(committed_then(reverse, domain), domain)
@@ -627,11 +734,9 @@ def test_what_cannot_be_written_down_does_not_leave(domain: Domain, tmp_path: Pa
     assert content_bytes(answer(committed_then(lambda content: None, domain), domain)) == UNAVAILABLE
 
 
-def test_a_context_that_belongs_to_no_domain_gets_the_fixed_reply() -> None:
-    def nowhere(context: Context) -> Border:
-        raise KeyError(MARKER)
-
-    assert content_bytes(sent(Gate(ClientApp(), border=nowhere))) == UNAVAILABLE
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+def test_a_context_that_belongs_to_no_domain_gets_the_fixed_reply(failure: BaseException) -> None:
+    assert content_bytes(sent(Gate(ClientApp(), border=raising(failure)))) == UNAVAILABLE
 
 
 def test_the_manifest_goes_on_after_a_line_that_a_crash_cut_short(domain: Domain) -> None:
