@@ -1,0 +1,89 @@
+"""A ledger of a bookshop, and the plain tools of somebody who tampers with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.privacy.ledger import Ledger
+from shared.privacy.mechanism import Mechanism
+
+CONFIG, BUNDLE, BYTES = "c" * 64, "b" * 64, "d" * 64
+
+
+@pytest.fixture
+def gaussian() -> Callable[..., Mechanism]:
+    """One round of 10 steps at q .05 and sigma 1, unless told otherwise."""
+
+    def make(**changes: Any) -> Mechanism:
+        values = {"kind": "poisson_gaussian", "sampling_rate": 0.05, "noise_multiplier": 1.0, "clip_norm": 0.5, "grid": 2.0**-21}
+        return Mechanism(**{**values, "dimension": 1000, "steps": 10, **changes})
+
+    return make
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.sqlite"
+
+
+@pytest.fixture
+def new_ledger(path: Path) -> Callable[..., Ledger]:
+    def make(**changes: Any) -> Ledger:
+        return Ledger.create(path, **{"domain": "books", "ceiling_epsilon": 8.0, "delta": 1e-5, "set_by": "the bookshop", **changes})
+
+    return make
+
+
+@pytest.fixture
+def admit(gaussian: Callable[..., Mechanism]) -> Callable[..., None]:
+    """Admits 3 rounds and 1 in reserve, unless told otherwise."""
+
+    def act(ledger: Ledger, **changes: Any) -> None:
+        plan = {"run_id": "autumn", "config_hash": CONFIG, "mechanism": gaussian(), "rounds": 3, "reserve": 1}
+        ledger.admit(**{**plan, **changes})
+
+    return act
+
+
+@pytest.fixture
+def intend(gaussian: Callable[..., Mechanism]) -> Callable[..., int]:
+    def act(ledger: Ledger, round: int = 1, **changes: Any) -> int:
+        what = {"run_id": "autumn", "mechanism": gaussian(), "config_hash": CONFIG, "bundle_digest": BUNDLE, "code_version": "0.1.0"}
+        return ledger.intent(round=round, **{**what, **changes})
+
+    return act
+
+
+@pytest.fixture
+def do_round(intend: Callable[..., int]) -> Callable[..., None]:
+    """Intent and commit."""
+
+    def act(ledger: Ledger, round: int = 1, **changes: Any) -> None:
+        attempt = intend(ledger, round, **changes)
+        ledger.commit(run_id=changes.get("run_id", "autumn"), round=round, attempt=attempt, payload_sha256=BYTES)
+
+    return act
+
+
+@pytest.fixture
+def forge() -> Callable[..., None]:
+    """Appends an event with a right hash, as somebody who knows the format can: only its content may be wrong."""
+
+    def act(path: Path, kind: str, payload: dict[str, Any]) -> None:
+        with sqlite3.connect(path) as database:
+            seq, previous = database.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+            text = json.dumps(payload, sort_keys=True, separators=(",", ":"))
+            now = "2031-01-01T00:00:00.000000Z"
+            chained = json.dumps(["isthmus-ledger-1", seq + 1, kind, now, text, previous], separators=(",", ":"))
+            digest = hashlib.sha256(chained.encode()).hexdigest()
+            database.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, NULL)", (seq + 1, kind, now, text, previous, digest))
+        database.close()
+
+    return act
