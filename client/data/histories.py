@@ -18,7 +18,7 @@ import numpy as np
 from client.durable_files import storage_errors
 from shared.errors import DataError
 
-from .interactions import Interactions, latest
+from .interactions import Interactions, latest, time_order
 from .pseudonyms import PSEUDONYM_BYTES
 
 _ARRAYS = {"offsets": np.int64, "items": np.int32, "times": np.int64, "pseudonyms": np.uint8}
@@ -188,7 +188,7 @@ def by_user(interactions: Interactions, max_items_per_user: int | None = None) -
     """
     users, items, times = interactions.users, interactions.items, interactions.times
     if not _in_order(users, times):
-        order = np.lexsort((times, users))
+        order = time_order(users, times)
         items, times = items[order], times[order]
     offsets = _offsets(np.bincount(users, minlength=interactions.n_users))
     if max_items_per_user is not None and np.diff(offsets).max(initial=0) > max_items_per_user:

@@ -1,8 +1,10 @@
 """The slow, exact readers of text files: one record at a time, so that a fault has a row number.
 
-The fast readers of `tables` stay the rule. These take over where a file is unusual enough for a fast reader to be in doubt (quotes inside
-a field, a bare carriage return, a byte-order mark in JSON lines) or wrong; what they accept is read, what they refuse is named by its
-row. A row is a data record, counted from 1 after the header; in CSV a blank line counts as one, a quoted newline does not; in JSON lines
+The fast readers of `tables` stay the rule. These take over where a file is wrong, or unusual enough for a fast reader to be in doubt
+(newlines or stray quotes inside a field, bare carriage returns, a byte-order mark in JSON lines): what they accept is read, what they
+refuse is named by its row. Cost: some 2 microseconds a CSV row, 5 a line of JSON.
+
+A row is a data record, counted from 1 after the header; in CSV a blank line counts as one and a quoted newline does not; in JSON lines
 blank lines do not count. Nothing here puts a value into a message.
 """
 
@@ -37,6 +39,7 @@ class Bytes:
     """What one look over the bytes of a text file tells."""
 
     n_bytes: int
+    n_lines: int
     n_quotes: int
     bare_returns: bool
     """Whether a carriage return stands without a newline after it."""
@@ -75,12 +78,13 @@ def look_over(path: Path) -> Bytes:
     Raises:
         DataError: the file is missing, unreadable, empty, or evidently not UTF-8 text.
     """
-    n_bytes = n_quotes = n_returns = n_line_ends = 0
+    n_bytes = n_lines = n_quotes = n_returns = n_line_ends = 0
     last, tail, start = b"", b"", b""
     with reading(path), opened(path) as file:
         while block := file.read(_BLOCK):
             start = start or block[:4]
             n_bytes += len(block)
+            n_lines += block.count(b"\n")
             n_quotes += block.count(b'"')
             n_returns += block.count(b"\r")
             n_line_ends += block.count(b"\r\n") + (last == b"\r" and block[:1] == b"\n")
@@ -93,7 +97,7 @@ def look_over(path: Path) -> Bytes:
         raise DataError(f"{path} is UTF-16, not UTF-8", do=_SAVE_AS_UTF8)
     if start in (b"PK\x03\x04", b"PAR1"):
         raise DataError(f"{path} is not the text file that its suffix says", do="Give the file the suffix of its format.")
-    return Bytes(n_bytes=n_bytes, n_quotes=n_quotes, bare_returns=n_returns != n_line_ends, tail=tail)
+    return Bytes(n_bytes=n_bytes, n_lines=n_lines + bool(tail), n_quotes=n_quotes, bare_returns=n_returns != n_line_ends, tail=tail)
 
 
 def _is_text(value: str) -> bool:
@@ -183,6 +187,8 @@ def jsonl_header(path: Path) -> list[str]:
     names: dict[str, None] = {}
     for _, record in islice(_json_records(path), _HEADER_LINES):
         names.update(dict.fromkeys(record))
+    if not names:
+        raise DataError(f"{path} holds no row", do="JSON lines hold one object in each line.")
     return list(names)
 
 

@@ -16,7 +16,7 @@ import polars as pl
 from shared.errors import ConfigError, DataError, InvalidInteraction
 
 from .catalogue import Catalogue
-from .interactions import Interactions, latest
+from .interactions import Interactions, latest, time_order
 from .pseudonyms import pseudonym, sort_order
 from .tables import Column, check_distinct, numbered, read_table
 
@@ -269,7 +269,7 @@ def _sorted_rows(
     users: np.ndarray, items: np.ndarray, times: np.ndarray, n_users: int, max_items_per_user: int
 ) -> tuple[np.ndarray, int, np.ndarray]:
     """Rows to keep, sorted by user and time; how many were duplicates; how many of each user fell to the bound."""
-    order = np.lexsort((times, users))
+    order = time_order(users, times)
     repeats = _repeats(users[order], times[order], items[order])
     order = order[~repeats]
     lengths = np.bincount(users[order], minlength=n_users)

@@ -28,7 +28,7 @@ def role(link_ids: Sequence[str], split_seed: int) -> np.ndarray:
         (n,) int8 of `TRAIN`, `VALIDATION` and `COLD`.
 
     >>> role(["ann", "ben", "cyd", "dan"], split_seed=0).tolist()
-    [0, 2, 0, 0]
+    [0, 1, 0, 0]
     """
     prefix = hashlib.sha256(f"{split_seed}:".encode())
     roles = np.empty(len(link_ids), dtype=np.int8)

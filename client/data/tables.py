@@ -82,7 +82,7 @@ def read_table(path: Path, columns: Sequence[Column], refine: Refine) -> pl.Data
     Args:
         path: the file; its suffix decides the format.
         columns: what to read.
-        refine: further lazy steps, applied before anything is collected, so that bulky text need not be kept.
+        refine: further lazy steps, row by row, applied before anything is collected, so that bulky text need not be kept.
     Returns:
         the refined frame; row i is data row i + 1.
     Raises:
@@ -100,6 +100,8 @@ def read_table(path: Path, columns: Sequence[Column], refine: Refine) -> pl.Data
     text = {column.role: pl.String() for column in present}
     raw = _fast_csv(path, header, present, looked) if kind == "csv" else _fast_jsonl(path, present)
     frame = None if raw is None else _attempt(refine(_shaped(raw, present, text)))
+    if kind == "csv" and frame is not None and len(frame) != looked.n_lines - 1:
+        frame = None  # a field spans lines: meant so, or a quote left open that swallowed rows
     if frame is None:
         names = [column.name for column in present]
         positions = [header.index(name) for name in names]
@@ -120,7 +122,7 @@ def _attempt(plan: pl.LazyFrame) -> pl.DataFrame | None:
 
 
 def _fast_csv(path: Path, header: list[str], columns: Sequence[Column], looked: row_by_row.Bytes) -> pl.LazyFrame | None:
-    if not looked.is_plain or b'"' in looked.tail or looked.tail.count(b",") >= len(header):
+    if not looked.is_plain or looked.tail.count(b",") >= len(header):
         return None  # a last line without a newline may hold too many fields unnoticed
     try:
         plan = pl.scan_csv(path, infer_schema=False, glob=False)
