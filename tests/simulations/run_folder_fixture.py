@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from client.egress_manifest import Manifest
 from shared.config import PrivacyConfig, RunConfig
 from simulations.metrics import Bytes, DomainPrivacy, Metrics, Seconds, build_metrics, write_metrics
 from simulations.ranks import METHODS, RanksFile, write_ranks
@@ -110,10 +111,9 @@ def write_egress(path: Path, rounds: int) -> None:
     path.parent.mkdir(parents=True)
     kinds = [("query.hello", 120), ("query.moments", 600_000), ("query.centroids", 17_000), ("query.descriptor", 200)]
     kinds += [("train", 9000)] * rounds + [("query.deliver", 60)]
-    lines = [
-        {"kind": kind, "round": 0, "bytes": size, "sha256": "0" * 64, "schema": "v1", "why": "public by policy"} for kind, size in kinds
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    manifest = Manifest(path)
+    for kind, size in kinds:
+        manifest.left(kind=kind, why="fixed shape, public by declared policy", schema=kind, size=size, sha256="0" * 64)
 
 
 __all__ = ["DOMAINS", "METHODS", "STRENGTH", "config_of", "metrics_of", "planted_folder", "planted_ranks"]
