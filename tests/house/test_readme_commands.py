@@ -14,6 +14,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from simulations.scenario_config import load
+
 SHELL = re.compile(r"^```(?:sh|bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:make|isthmus-\w+)(?: [^`]*)?)`")
 TARGET = re.compile(r"^([a-z][a-z-]*):", re.MULTILINE)
@@ -106,3 +108,13 @@ def test_ci_runs_make_check_and_the_test_command_of_the_readme(repository: Path)
 
     assert re.findall(r"^(make [a-z-]+)", script, re.MULTILINE) == ["make check", "make test"]
     assert (repository / ".ci/run").stat().st_mode & 0o111, ".ci/run cannot be executed"
+
+
+def test_the_scenario_of_the_readme_is_one_that_can_be_loaded(readme: str, tmp_path: Path) -> None:
+    (shown,) = re.findall(r"^```toml\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    (tmp_path / "my_shops.toml").write_text(shown)
+
+    scenario = load(str(tmp_path / "my_shops.toml"))
+
+    assert scenario.data.set == "my_shops"
+    assert scenario.run.privacy.noise_multiplier > 0.0
