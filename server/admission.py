@@ -119,6 +119,7 @@ class Admission:
                 agreed
                 and mechanism.sampling_rate == privacy.sampling_rate
                 and mechanism.clip_norm == privacy.clip_norm
+                and mechanism.grid == privacy.grid
                 and privacy.noise_multiplier in (0.0, mechanism.noise_multiplier)
             )
         if not agreed:

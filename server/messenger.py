@@ -59,14 +59,14 @@ class Messenger:
             Message(content, dst_node_id=node, message_type=kind, ttl=max(self.timeout_s, 1.0), group_id=group)
             for node, content in sorted(questions.items())
         ]
-        for message in messages:
-            self._count(message.metadata.dst_node_id, down=message_to_proto(message).ByteSize())
         replies: dict[int, Message] = {}
         for reply in self.grid.send_and_receive(messages, timeout=self.timeout_s) if messages else []:
             node = reply.metadata.src_node_id
             if node in questions and node not in replies:
                 replies[node] = reply
                 self._count(node, up=message_to_proto(reply).ByteSize())
+        for message in messages:  # counted after sending, when the grid has given it its id
+            self._count(message.metadata.dst_node_id, down=message_to_proto(message).ByteSize())
         return replies
 
     def take_traffic(self) -> dict[int, Traffic]:

@@ -9,13 +9,15 @@ from shared.config import RunConfig
 
 
 def solved(config: RunConfig) -> RunConfig:
-    """The same configuration with its noise multiplier filled in; unchanged where it is given or where no noise is added.
+    """The same configuration with its noise multiplier filled in; unchanged where it is given or where nothing is private.
+
+    A noise-free test build is priced like the run it stands for, in a ledger that says NOT PRIVATE.
 
     Raises:
         UnreachableBudget: no noise reaches the target epsilon.
     """
     privacy = config.privacy
-    if privacy.noise_multiplier > 0.0 or privacy.noise == "none" or not math.isfinite(privacy.epsilon):
+    if privacy.noise_multiplier > 0.0 or not math.isfinite(privacy.epsilon):
         return config
     from shared.privacy.accountant import noise_multiplier_for
 

@@ -6,13 +6,15 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import subprocess
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ _QUIET = {
 }
 _OBJECT_STORE_BYTES = 128 * 2**20
 _PULL_INTERVAL_S = 0.05
+_REAP_S = 10.0
 
 
 def run(
@@ -95,6 +98,7 @@ def run(
             return run_federation(InProcessGrid(client_app, number, on_message), config, folder.path, resume=resume, **how)
         if on_message is not None:
             raise UsageError("only the in-process engine can show its messages", do="Use --engine in-process.")
+        warnings.simplefilter("ignore", ResourceWarning)  # Ray leaves log files open wherever it starts a process
         return _run_on_ray(config, folder.path, client_app, number, resume, verbose, how)
 
 
@@ -119,6 +123,7 @@ def _run_on_ray(
         around=lambda grid: _StoppableGrid(grid, stop),
         **how,
     )
+    children = _children()
     workers = min(clients, os.cpu_count() or 1)
     resources: dict[str, Any] = {
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
@@ -135,11 +140,26 @@ def _run_on_ray(
         stop.set()
         if ray.is_initialized():
             ray.shutdown()
+        _reap(children)
     if errors:
         raise errors[0]
     if not outcomes:
         raise FederationError("Flower's simulation engine ended before the run did", do="Run again with --verbose to see why.")
     return outcomes[0]
+
+
+def _children() -> list[subprocess.Popen[bytes]]:
+    """Handles of all processes that this one started and has not waited for."""
+    return [found for found in gc.get_objects() if issubclass(type(found), subprocess.Popen) and found.returncode is None]
+
+
+def _reap(known: list[subprocess.Popen[bytes]]) -> None:
+    """Waits for the processes that Ray ended but did not wait for, and lets go of the files it left open: both would complain later."""
+    for child in _children():
+        if not any(child is other for other in known):
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=_REAP_S)
+    gc.collect()
 
 
 class _StoppableGrid(Grid):
@@ -198,9 +218,9 @@ def _quiet(folder: Path, verbose: bool) -> Iterator[None]:
     """
     from flwr.supercore import telemetry
 
-    wanted = _QUIET | {"FLWR_HOME": str(folder / ".flwr")}
-    before = {name: os.environ.get(name) for name in (*wanted, "PYTHONPATH")}
-    os.environ.update(wanted)
+    before = dict(os.environ)
+    os.environ.update(_QUIET)
+    os.environ["FLWR_HOME"] = str(folder / ".flwr")
     told = telemetry.FLWR_TELEMETRY_ENABLED
     telemetry.FLWR_TELEMETRY_ENABLED = "0"  # it was read from the environment when Flower was imported
     logger = logging.getLogger("flwr")
@@ -215,8 +235,13 @@ def _quiet(folder: Path, verbose: bool) -> Iterator[None]:
     finally:
         logger.setLevel(level)
         telemetry.FLWR_TELEMETRY_ENABLED = told
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _restore_environment(before)
+
+
+def _restore_environment(before: dict[str, str]) -> None:
+    """Ray and Flower leave variables behind; one by one, because other threads may read the environment meanwhile."""
+    for name in [name for name in os.environ if name not in before]:
+        del os.environ[name]
+    for name, value in before.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value

@@ -1,0 +1,197 @@
+"""Each rule of admission, by the attack it stops."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, Error, Message, Metadata, RecordDict
+from flwr.app.message import make_message
+
+from server.admission import Admission, Inadmissible
+from server.partners import Agreement, Partners
+from shared import wire
+from shared.errors import AdmissionRefused, ConfigError
+from shared.transfer_layer import initial_arrays
+from tests.server.tiny_clients import small_config, trained
+
+CONFIG = small_config()
+NODE = 7
+RUN = "tiny-1"
+
+
+def update(folder: Path, round: int = 1) -> wire.TransferUpdate:
+    question = wire.RoundInstruction(run_id=RUN, round=round, config_hash=CONFIG.config_hash, arrays=initial_arrays(CONFIG.model, round))
+    return trained(folder, 0, question, CONFIG)
+
+
+def message(content: RecordDict | None = None, *, node: int = NODE, kind: str = wire.TRAIN, error: Error | None = None) -> Message:
+    metadata = Metadata(
+        run_id=1,
+        message_id="m",
+        src_node_id=node,
+        dst_node_id=1,
+        reply_to_message_id="q",
+        group_id="1",
+        created_at=0.0,
+        ttl=60.0,
+        message_type=kind,
+    )
+    return make_message(metadata, content=content, error=error)
+
+
+def admission(ceiling: float = math.inf, last: wire.Receipt | None = None) -> Admission:
+    partners = Partners(agreements={"arts": Agreement(ceiling_epsilon=ceiling)}, receipts={"arts": last} if last else {})
+    partners.pin(NODE, "arts", [NODE])
+    return Admission(config=CONFIG, run_id=RUN, partners=partners, text_dimension=12)
+
+
+def code_of(rules: Admission, reply: Message, round: int = 1) -> str:
+    with pytest.raises(Inadmissible) as caught:
+        rules.admit(reply, round)
+    return caught.value.code
+
+
+def test_an_honest_reply_is_admitted(tmp_path: Path) -> None:
+    sent = update(tmp_path)
+    assert admission().admit(message(sent.pack()), 1).digest() == sent.digest()
+
+
+def _with(**changes: object) -> Callable[[wire.TransferUpdate], wire.TransferUpdate]:
+    return lambda update: dataclasses.replace(update, **changes)
+
+
+def _receipt(**changes: object) -> Callable[[wire.TransferUpdate], wire.TransferUpdate]:
+    return lambda update: update.with_receipt(dataclasses.replace(update.receipt, **changes))
+
+
+def _signed(change: Callable[[wire.TransferUpdate], wire.TransferUpdate]) -> Callable[[wire.TransferUpdate], wire.TransferUpdate]:
+    """The liar also writes a digest that fits."""
+
+    def lie(update: wire.TransferUpdate) -> wire.TransferUpdate:
+        changed = change(update)
+        return changed.with_receipt(dataclasses.replace(changed.receipt, payload_sha256=changed.digest()))
+
+    return lie
+
+
+def _mechanism(**changes: object) -> Callable[[wire.TransferUpdate], wire.TransferUpdate]:
+    def lie(update: wire.TransferUpdate) -> wire.TransferUpdate:
+        import json
+
+        record = json.loads(update.receipt.mechanism) | changes
+        return update.with_receipt(dataclasses.replace(update.receipt, mechanism=wire.canonical_json(record)))
+
+    return lie
+
+
+def _loud(update: wire.TransferUpdate) -> wire.TransferUpdate:
+    return dataclasses.replace(update, arrays={name: np.full_like(array, 900.0) for name, array in update.arrays.items()})
+
+
+LIES = {
+    "a wrong digest": (_receipt(payload_sha256="f" * 64), "digest"),
+    "arrays that were changed after the commit": (_loud, "digest"),
+    "a layer that is too large": (_signed(_loud), "norm"),
+    "another round": (_signed(_with(round=2)), "stale"),
+    "another run": (_signed(_with(run_id="tiny-2")), "stale"),
+    "another configuration": (_signed(_with(config_hash="e" * 64)), "stale"),
+    "the receipt of another domain": (_receipt(domain="books"), "domain"),
+    "no intent": (_receipt(count_of_intents=0), "receipt"),
+    "more epsilon than agreed": (_receipt(epsilon_spent=3.01), "ceiling"),
+    "infinite epsilon": (_receipt(epsilon_spent=math.inf), "ceiling"),
+    "less noise": (_mechanism(noise_multiplier=(0.5).hex()), "mechanism"),
+    "more steps": (_mechanism(steps=4000), "mechanism"),
+    "a larger clip norm": (_mechanism(clip_norm=(5.0).hex()), "mechanism"),
+    "a mechanism that protects nobody": (_mechanism(kind="none"), "mechanism"),
+    "a mechanism nobody knows": (_mechanism(kind="laplace"), "mechanism"),
+    "a mechanism with a foreign field": (_mechanism(user="4711"), "mechanism"),
+}
+
+
+@pytest.mark.parametrize(("lie", "code"), LIES.values(), ids=LIES.keys())
+def test_a_reply_is_dropped_that_shows(tmp_path: Path, lie: Callable[[wire.TransferUpdate], wire.TransferUpdate], code: str) -> None:
+    assert code_of(admission(ceiling=3.0), message(lie(update(tmp_path)).pack())) == code
+
+
+def test_a_replayed_receipt_is_dropped(tmp_path: Path) -> None:
+    old = update(tmp_path, 1)
+    new = update(tmp_path, 2)
+    replayed = new.with_receipt(dataclasses.replace(old.receipt, payload_sha256=new.digest()))
+    rules = admission(last=old.receipt)
+    assert rules.admit(message(new.pack()), 2).receipt.count_of_intents == 2
+    assert code_of(rules, message(replayed.pack()), 2) == "receipt"
+
+
+def test_a_ledger_that_went_back_is_dropped(tmp_path: Path) -> None:
+    old, new = update(tmp_path, 1), update(tmp_path, 2)
+    cheaper = new.with_receipt(dataclasses.replace(new.receipt, epsilon_spent=0.01))
+    same_head = new.with_receipt(dataclasses.replace(new.receipt, head_hash=old.receipt.head_hash))
+    assert code_of(admission(last=old.receipt), message(cheaper.pack()), 2) == "receipt"
+    assert code_of(admission(last=old.receipt), message(same_head.pack()), 2) == "receipt"
+
+
+def test_a_node_cannot_speak_for_a_domain_it_did_not_name_at_hello(tmp_path: Path) -> None:
+    assert code_of(admission(), message(update(tmp_path).pack(), node=8)) == "domain"
+
+
+def test_the_text_of_a_client_exception_is_not_kept() -> None:
+    reply = message(error=Error(code=2, reason="user 4711 likes gardening"))
+    with pytest.raises(Inadmissible) as caught:
+        admission().admit(reply, 1)
+    assert (caught.value.code, "4711" in str(caught.value)) == ("error", False)
+
+
+def test_fixed_failures_and_refusals_have_codes_of_their_own() -> None:
+    assert code_of(admission(), message(wire.Unavailable().pack())) == "unavailable"
+    assert code_of(admission(), message(wire.Refused("ceiling").pack())) == "refused-ceiling"
+
+
+def test_a_reply_of_another_kind_is_dropped(tmp_path: Path) -> None:
+    assert code_of(admission(), message(update(tmp_path).pack(), kind=wire.HELLO)) == "malformed"
+
+
+def test_an_extra_array_is_dropped(tmp_path: Path) -> None:
+    content = update(tmp_path).pack()
+    content["arrays"]["private.head"] = Array(np.zeros(3, np.float32))  # type: ignore[index]
+    assert code_of(admission(), message(content)) == "malformed"
+
+
+# --- partners ---
+
+
+def test_who_is_not_enrolled_is_left_out() -> None:
+    partners = Partners(agreements={"arts": Agreement()})
+    with pytest.raises(AdmissionRefused, match="not enrolled"):
+        partners.pin(1, "books", [1])
+
+
+def test_two_connected_nodes_cannot_share_a_domain_but_a_new_node_may_follow_a_lost_one() -> None:
+    partners = Partners()
+    partners.pin(1, "arts", [1, 2])
+    with pytest.raises(AdmissionRefused, match="two connected nodes"):
+        partners.pin(2, "arts", [1, 2])
+    partners.pin(2, "arts", [2])
+    assert (partners.nodes, partners.domains) == ([2], ["arts"])
+
+
+def test_a_node_cannot_change_its_domain() -> None:
+    partners = Partners()
+    partners.pin(1, "arts", [1])
+    with pytest.raises(AdmissionRefused, match="changed its domain"):
+        partners.pin(1, "books", [1])
+
+
+def test_partners_are_read_from_toml_and_a_misspelt_key_is_named() -> None:
+    partners = Partners.from_toml("[arts]\nceiling_epsilon = 4\n[books]\n")
+    assert (partners.expected, partners.ceiling_of("arts"), partners.ceiling_of("books")) == (2, 4.0, math.inf)
+    with pytest.raises(ConfigError, match=r"arts\.ceiling"):
+        Partners.from_toml("[arts]\nceiling = 4\n")
+    with pytest.raises(ConfigError, match="not a domain"):
+        Partners.from_toml("arts = 4\n")
+    with pytest.raises(ConfigError, match="not TOML"):
+        Partners.from_toml("[arts")
