@@ -19,7 +19,7 @@ def silent_skips(source: str) -> list[int]:
         without_reason = name == "pytest.mark.skipif" or (name == "pytest.skip" and isinstance(node, ast.Call) and not node.args)
         if name in never or (bare and without_reason):
             lines.append(node.lineno)
-    return lines
+    return sorted(set(lines))
 
 
 @pytest.mark.parametrize(
