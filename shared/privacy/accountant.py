@@ -241,10 +241,10 @@ def _event(sampling_rate: float, noise_multiplier: float) -> Any:
 
 @lru_cache(maxsize=4096)
 def _pld(groups: tuple[Group, ...], delta: float, interval: float) -> float:
-    from dp_accounting.pld import PLDAccountant
-
     if not groups:
         return 0.0
+    from dp_accounting.pld import PLDAccountant
+
     least = min(sigma for _, sigma, _ in groups)
     bound = _rdp(groups, delta, FILTER_ORDERS)
     if bound > _BEYOND_MEANING:
@@ -258,10 +258,10 @@ def _pld(groups: tuple[Group, ...], delta: float, interval: float) -> float:
 
 @lru_cache(maxsize=4096)
 def _rdp(groups: tuple[Group, ...], delta: float, orders: tuple[float, ...]) -> float:
-    from dp_accounting.rdp import compute_epsilon
-
     if not groups:
         return 0.0
+    from dp_accounting.rdp import compute_epsilon
+
     total = sum(_rdp_of_one(sampling_rate, noise_multiplier, orders) * steps for sampling_rate, noise_multiplier, steps in groups)
     return float(compute_epsilon(orders, total, delta)[0])
 

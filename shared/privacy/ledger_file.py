@@ -49,6 +49,8 @@ def plain_errors(doing: str) -> Iterator[None]:
         if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
             raise _storage(doing) from None
         raise LedgerBroken(f"the ledger is not a readable database: {doing}", do=_RESTORE) from None
+    except UnicodeDecodeError:  # in a text of the file, or in SQLite's message about it
+        raise LedgerBroken(f"the ledger is not a readable database: {doing}", do=_RESTORE) from None
     except OSError:
         raise _storage(doing) from None
 
@@ -73,10 +75,10 @@ class LedgerFile:
         self.head_hash = NO_HASH
         self._connection = connection
         self._lock = lock
-        self._release_lock = weakref.finalize(self, os.close, lock) if lock is not None else None
         self._process = os.getpid()
         self._closed = False
         self._inode = os.stat(path).st_ino
+        self._release_lock = weakref.finalize(self, os.close, lock) if lock is not None else None
         _open_files.add(self)
 
     @classmethod
@@ -112,15 +114,16 @@ class LedgerFile:
             _must_exist(path)
             lock = _take_lock(path)
             try:
-                connection = _connect(path, "rw")
-                if connection.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
-                    raise StorageError("the ledger's place cannot write ahead", do="Keep the ledger on a local disk.")
-                connection.execute("PRAGMA synchronous=FULL")
-                connection.execute("PRAGMA fullfsync=ON")
+                file = cls(path, _connect(path, "rw"), lock)
             except BaseException:
                 os.close(lock)
                 raise
-            return cls(path, connection, lock)
+            try:
+                file._write_ahead()
+            except BaseException:
+                file.close()
+                raise
+            return file
 
     @classmethod
     def read(cls, path: Path) -> LedgerFile:
@@ -196,6 +199,12 @@ class LedgerFile:
             self.head_seq, self.head_hash = event.seq, event.hash
             with contextlib.suppress(OSError):  # the event is on disk; a mark that stays behind is tolerated
                 _set_mark(self._lock, event.seq, event.hash)
+
+    def _write_ahead(self) -> None:
+        if self._connection.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
+            raise StorageError("the ledger's place cannot write ahead", do="Keep the ledger on a local disk.")
+        self._connection.execute("PRAGMA synchronous=FULL")
+        self._connection.execute("PRAGMA fullfsync=ON")
 
     def _must_be_ours(self) -> None:
         if self._closed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,29 @@ def do_round(intend: Callable[..., int]) -> Callable[..., None]:
         ledger.commit(run_id=changes.get("run_id", "autumn"), round=round, attempt=attempt, payload_sha256=BYTES)
 
     return act
+
+
+@pytest.fixture(scope="session")
+def written_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a closed ledger: genesis, schedule, intent, commit, intent."""
+    folder = tmp_path_factory.mktemp("written")
+    one = Mechanism(
+        kind="poisson_gaussian", sampling_rate=0.05, noise_multiplier=1.0, clip_norm=0.5, grid=2.0**-21, dimension=1000, steps=10
+    )
+    what = {"run_id": "autumn", "mechanism": one, "config_hash": CONFIG}
+    with Ledger.create(folder / "ledger.sqlite", domain="books", ceiling_epsilon=8.0, delta=1e-5, set_by="the bookshop") as ledger:
+        ledger.admit(rounds=3, reserve=1, **what)
+        ledger.intent(round=1, bundle_digest=BUNDLE, code_version="0.1.0", **what)
+        ledger.commit(run_id="autumn", round=1, attempt=1, payload_sha256=BYTES)
+        ledger.intent(round=2, bundle_digest=BUNDLE, code_version="0.1.0", **what)
+    return folder
+
+
+@pytest.fixture
+def written(written_once: Path, tmp_path: Path) -> Path:
+    """A copy of that ledger, with its mark."""
+    shutil.copytree(written_once, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "ledger.sqlite"
 
 
 @pytest.fixture

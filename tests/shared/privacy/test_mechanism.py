@@ -16,7 +16,14 @@ from shared.privacy.mechanism import Mechanism
 ORDINARY = st.floats(min_value=1e-300, max_value=1e300, allow_subnormal=False)
 
 
-@given(q=st.floats(1e-12, 1.0), sigma=ORDINARY, clip=ORDINARY, grid=st.just(0.0) | ORDINARY, p=st.integers(1, 2**53), steps=st.integers(1, 2**53))
+@given(
+    q=st.floats(1e-12, 1.0),
+    sigma=ORDINARY,
+    clip=ORDINARY,
+    grid=st.just(0.0) | ORDINARY,
+    p=st.integers(1, 2**53),
+    steps=st.integers(1, 2**53),
+)
 def test_every_number_reads_back_exactly(q: float, sigma: float, clip: float, grid: float, p: int, steps: int) -> None:
     written = Mechanism(
         kind="poisson_gaussian", sampling_rate=q, noise_multiplier=sigma, clip_norm=clip, grid=grid, dimension=p, steps=steps
@@ -65,6 +72,12 @@ def test_the_noise_covers_what_rounding_to_the_grid_adds(gaussian: Callable[...,
 def test_a_record_with_another_field_or_another_spelling_is_refused(gaussian: Callable[..., Mechanism]) -> None:
     record = gaussian().to_record()
     missing = {name: value for name, value in record.items() if name != "grid"}
-    for wrong in (missing, {**record, "seed": 7}, {**record, "clip_norm": "0.5"}, {**record, "clip_norm": 0.5}, {**record, "clip_norm": "nan"}):
+    for wrong in (
+        missing,
+        {**record, "seed": 7},
+        {**record, "clip_norm": "0.5"},
+        {**record, "clip_norm": 0.5},
+        {**record, "clip_norm": "nan"},
+    ):
         with pytest.raises(LedgerError):
             Mechanism.from_record(wrong)
