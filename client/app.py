@@ -92,12 +92,17 @@ def _border(settings_of: SettingsOf, context: Context) -> Border:
 
     settings = settings_of(context)
     consent = settings.consent
+    agreements = {
+        wire.MOMENTS: consent.catalogue_moments,
+        wire.CENTROIDS: consent.catalogue_centroids,
+        wire.DESCRIPTOR: consent.catalogue_descriptor,
+    }
     return Border(
         domain=settings.domain,
         manifest=settings.at_home("egress.jsonl"),
         ledger_lookup=functools.partial(round_record, settings.ledger_path),
         run_config=CurrentRun(settings).config_or_none,
-        shares_catalogue=consent.catalogue_moments or consent.catalogue_centroids or consent.catalogue_descriptor,
+        shares=frozenset(kind for kind, agreed in agreements.items() if agreed),
     )
 
 

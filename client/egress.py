@@ -56,7 +56,7 @@ class Border:
         manifest: file of the egress manifest.
         ledger_lookup: (run id, round) -> what the ledger holds about it; `client.ledger_lookup.round_record` on its path.
         run_config: the configuration that `hello` brought, None before it; asked after the handler ran.
-        shares_catalogue: whether the partner agreed to send moments, centroids and descriptor of its catalogue.
+        shares: kinds of query about the public catalogue that the partner agreed to answer.
         text_dimension: length of a text vector.
     """
 
@@ -64,7 +64,7 @@ class Border:
     manifest: Path
     ledger_lookup: Callable[[str, int], RoundRecord]
     run_config: Callable[[], RunConfig | None]
-    shares_catalogue: bool
+    shares: frozenset[str]
     text_dimension: int = wire.TEXT_DIMENSION
 
 
@@ -145,7 +145,7 @@ def _answer(message: Message, context: Context, call_next: ClientAppCallable, fi
         round_ = instruction.round if isinstance(instruction, wire.RoundInstruction) else None
         before = _in_ledger(border, instruction)
         reply = _read_reply(kind, _call(call_next, message, context), border)
-        ledger_event = _check(reply, instruction, border, before)
+        ledger_event = _check(kind, reply, instruction, border, before)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -199,11 +199,11 @@ def _in_ledger(border: Border, instruction: wire.Record) -> RoundRecord | None:
     return border.ledger_lookup(instruction.run_id, instruction.round)
 
 
-def _check(reply: wire.Reply, instruction: wire.Record, border: Border, before: RoundRecord | None) -> str | None:
+def _check(kind: str, reply: wire.Reply, instruction: wire.Record, border: Border, before: RoundRecord | None) -> str | None:
     """Holds a well-formed reply against domain, consent and ledger; returns the hash of the ledger event it belongs to."""
     if isinstance(reply, wire.HelloReply) and reply.domain != border.domain:
         raise Blocked("wrong-domain", "'domain' is not the name of this domain")
-    if isinstance(reply, _OF_THE_CATALOGUE) and not border.shares_catalogue:
+    if isinstance(reply, _OF_THE_CATALOGUE) and kind not in border.shares:
         raise Blocked("not-shared", "the partner did not agree to send this")
     if isinstance(instruction, wire.RoundInstruction) and before is not None:
         after = border.ledger_lookup(instruction.run_id, instruction.round)

@@ -11,6 +11,7 @@ from shared.config import RunConfig
 from shared.errors import PassportError
 
 from .data.histories import Histories
+from .durable_files import write_file
 from .keys import Keys, PublicKeys
 from .model.interest_encoder import recency_weighted_mean
 from .passports import export_passports, import_passports, read_passports, write_passports
@@ -95,12 +96,29 @@ def export(settings: ClientSettings, config: RunConfig, prepared: PreparedDomain
     write_passports(path, data)
     with Register(settings.at_home("register.sqlite")) as register:
         register.record_export(target=target, link_ids=link_ids, space_version=space_version, issued=now, expires=expires)
+    mark = _mark(settings, target)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    write_file(mark, space_version.encode())
     return path
 
 
 def export_all(settings: ClientSettings, config: RunConfig, prepared: PreparedDomain, space_version: str) -> list[Path]:
-    """One file for each partner with known keys, also where nobody is linked: whether there is a file says nothing."""
-    return [export(settings, config, prepared, target, space_version) for target in partners(settings)]
+    """One file for each partner with known keys, also where nobody is linked: whether there is a file says nothing.
+
+    What was exported for this interest space already is left as it is, so that a resumed run changes nothing.
+    """
+    wanted = [target for target in partners(settings) if not _exported(settings, target, space_version)]
+    return [export(settings, config, prepared, target, space_version) for target in wanted]
+
+
+def _exported(settings: ClientSettings, target: str, space_version: str) -> bool:
+    mark = _mark(settings, target)
+    return mark.is_file() and mark.read_text(encoding="utf-8") == space_version
+
+
+def _mark(settings: ClientSettings, target: str) -> Path:
+    """Says for which interest space the last file went to a partner."""
+    return settings.at_home("passports_sent") / target
 
 
 def take_in(settings: ClientSettings, space_version: str, path: Path) -> int:

@@ -194,7 +194,7 @@ def said(report: ReadReport, catalogue: Catalogue) -> list[str]:
 def _encode(folder: Path, settings: ClientSettings, config: RunConfig, catalogue: Catalogue, progress: Progress | None) -> None:
     from .model.text_encoder import TextEncoder
 
-    encoder = TextEncoder(settings.text_model, settings.text_cache_path, batch_tokens=config.compute.text_batch_tokens, threads=config.compute.torch_threads)
+    encoder = TextEncoder(settings.text_model, cache=settings.text_cache_path, batch_tokens=config.compute.text_batch_tokens, threads=config.compute.torch_threads)
     np.save(folder / "text.npy", encoder.encode(catalogue.texts, progress))
 
 

@@ -71,7 +71,7 @@ def hello(settings: ClientSettings, question: wire.Hello) -> wire.HelloReply:
     """
     if question.protocol != PROTOCOL:
         raise Refusal("version", f"the server speaks protocol {question.protocol}, this client {PROTOCOL}", do="Update the older of the two.")
-    config = RunConfig.from_toml(question.configtoml)
+    config = RunConfig.from_toml(question.config_toml)
     settings.admit(config)
     with Ledger.open(settings.ledger_path) as ledger:
         if ledger.private and not config.privacy.private:

@@ -119,7 +119,7 @@ class ComputeConfig:
 
     torch_threads: int = setting(2, "threads of a local round", low=1, high=256)
     micro_batch_users: int = setting(512, "users whose gradients are in memory at a time", unit="users", low=1, high=100_000)
-    text_batch_tokens: int = setting(8192, "padded tokens in a batch of the text encoder", unit="tokens", low=64, high=1_000_000)
+    text_batch_tokens: int = setting(1024, "padded tokens in a batch of the text encoder", unit="tokens", low=64, high=1_000_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

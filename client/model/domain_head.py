@@ -134,7 +134,9 @@ def _tensors(data: FittingData) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(_log(data.counts)), torch.from_numpy(_log(np.maximum(data.counts - 1, 0)))
 
 
-def _climb(data: FittingData, coordinates: torch.Tensor, people: np.ndarray, generator: np.random.Generator, *, with_interest: bool) -> ServingHead:
+def _climb(
+    data: FittingData, coordinates: torch.Tensor, people: np.ndarray, generator: np.random.Generator, *, with_interest: bool
+) -> ServingHead:
     """Maximum likelihood by Adam over mini-batches of people; the softmax is over the whole catalogue."""
     log_counts, without = _tensors(data)
     interests = torch.from_numpy(np.ascontiguousarray(data.interests))

@@ -61,7 +61,7 @@ class Examples:
 
     def __call__(self, users: np.ndarray) -> Batch:
         """Args: users (batch,) positions. Returns the batch; works for zero users."""
-        items, present = self._histories.padded(users, self._config.max_items_per_user)  # (batch, W) latest last
+        items, present = self._histories.padded(users, self._config.max_items_per_user, trim=True)  # (batch, W) latest last
         targets, target_mask, is_target = self._draw_targets(items, present)
         history, history_mask = self._history(items, present, is_target)
         negatives, hits = self._draw_negatives(targets)

@@ -22,13 +22,14 @@ import numpy as np
 import torch
 
 from client.data.histories import Histories
+from client.ledger_lookup import find_round
 from client.model.objective import InterestModel
 from client.state import RoundKey, State, StateFolder
 from shared.config import RunConfig
 from shared.errors import StateError
 from shared.privacy.ledger import Ledger
 from shared.privacy.mechanism import Mechanism
-from shared.wire import Receipt, RoundInstruction, TransferUpdate, canonical_json, layer_sha256, payload_sha256
+from shared.wire import Receipt, RoundInstruction, TransferUpdate, layer_sha256, payload_sha256
 
 from .dp_sgd import joint_dimension, train
 from .examples import Examples, Passports
@@ -132,15 +133,23 @@ def run(
         digest = payload_sha256(instruction.run_id, instruction.round, config.config_hash, arrays)
         if ledger.committed(instruction.run_id, instruction.round) != digest:
             ledger.commit(run_id=instruction.run_id, round=instruction.round, attempt=int(state.meta["attempt"]), payload_sha256=digest)
-        receipt = Receipt(
-            domain=domain,
-            count_of_intents=ledger.count_of_intents,
-            head_hash=ledger.head_hash,
-            payload_sha256=digest,
-            mechanism=canonical_json(mechanism.to_record()),
-            epsilon_spent=ledger.epsilon_spent(),
-        )
+        receipt = _receipt(ledger, domain, instruction, digest)
     return TransferUpdate(run_id=instruction.run_id, round=instruction.round, config_hash=config.config_hash, arrays=arrays, receipt=receipt)
+
+
+def _receipt(ledger: Ledger, domain: str, instruction: RoundInstruction, digest: str) -> Receipt:
+    """The ledger right after the commit, also where the reply is sent again later."""
+    committed = find_round(ledger, instruction.run_id, instruction.round).committed
+    if committed is None or committed.payload_sha256 != digest:
+        raise StateError("the ledger committed other bytes for this round than the training state holds", do="Restore the state, or end the run.")
+    return Receipt(
+        domain=domain,
+        count_of_intents=committed.count_of_intents,
+        head_hash=committed.head_hash,
+        payload_sha256=digest,
+        mechanism=committed.mechanism,
+        epsilon_spent=committed.epsilon_spent,
+    )
 
 
 def _train(

@@ -39,7 +39,7 @@ class Domain:
     ledger: Path
     name: str = "arts"
     config: RunConfig | None = field(default_factory=lambda: CONFIG)
-    shares_catalogue: bool = True
+    shares: frozenset[str] = frozenset({wire.MOMENTS, wire.CENTROIDS, wire.DESCRIPTOR})
 
     def border(self, context: Context) -> Border:
         return Border(
@@ -47,7 +47,7 @@ class Domain:
             manifest=self.manifest,
             ledger_lookup=functools.partial(round_record, self.ledger),
             run_config=lambda: self.config,
-            shares_catalogue=self.shares_catalogue,
+            shares=self.shares,
             text_dimension=TEXT_DIMENSION,
         )
 

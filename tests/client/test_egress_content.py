@@ -137,7 +137,7 @@ def test_a_hello_under_another_domains_name_is_stopped(domain: Domain) -> None:
 
 @pytest.mark.parametrize("kind", list(_CATALOGUE))
 def test_the_catalogue_of_a_partner_who_did_not_agree_stays(domain: Domain, kind: str) -> None:
-    domain.shares_catalogue = False
+    domain.shares = frozenset()
     reply = answer(lambda message, _: Message(_CATALOGUE[kind].pack(), reply_to=message), domain, kind)
     assert_stopped(reply, domain, "not-shared")
 

@@ -1,0 +1,180 @@
+"""Homes for the simulated partners: settings, keys, links and a ledger for each domain, as a real partner would have them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from client.data.links import LinkColumns
+from client.keys import Keys
+from client.settings import (
+    AgreedRanges,
+    BenchmarkSettings,
+    CeilingSettings,
+    ClientSettings,
+    DataSettings,
+    PassportSettings,
+)
+from shared.errors import DataError, UsageError
+from shared.privacy.ledger import Ledger
+
+from .run_folder import RunFolder
+from .scenario_config import Scenario
+
+CACHE_VARIABLE = "ISTHMUS_CACHE"
+DATA_VARIABLE = "ISTHMUS_DATA"
+
+
+def text_cache() -> Path:
+    """Where text vectors are kept between runs: ``ISTHMUS_CACHE``, or the user's cache folder."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    base = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isthmus"
+    return base.absolute() / "text"
+
+
+def data_folders(scenario: Scenario, data: Path | None) -> dict[str, Path]:
+    """Domain -> folder with ``items.csv`` and ``interactions.csv``, for a scenario that reads a folder.
+
+    Raises:
+        UsageError: no data folder was named.
+        DataError: the folder or a domain in it is missing.
+    """
+    base = data if data is not None else Path(os.environ[DATA_VARIABLE]) if os.environ.get(DATA_VARIABLE) else None
+    if base is None:
+        raise UsageError(
+            f"scenario '{scenario.run.name}' reads data, and no data folder was named", do=f"Use --data FOLDER, or set {DATA_VARIABLE}."
+        )
+    folder = base / scenario.data.set
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}", do=f"--data (or {DATA_VARIABLE}) names the folder that holds '{scenario.data.set}'.")
+    named = [name.strip() for name in scenario.data.domains.split(",") if name.strip()]
+    domains = named or sorted(path.name for path in folder.iterdir() if path.is_dir())
+    for domain in domains:
+        for name in ("items.csv", "interactions.csv"):
+            if not (folder / domain / name).is_file():
+                raise DataError(f"domain '{domain}': there is no file {folder / domain / name}", do="Each domain has items.csv and interactions.csv.")
+    return {domain: (folder / domain).absolute() for domain in sorted(domains)}
+
+
+def settle(folder: RunFolder, scenario: Scenario, sources: dict[str, Path], *, split_seed: int, ledgers: Path | None) -> list[ClientSettings]:
+    """Makes a home for each domain: settings, links, keys, and a ledger where there is none yet.
+
+    Args:
+        folder: of the run.
+        sources: domain -> folder of its files.
+        split_seed: names who is held out.
+        ledgers: folder of ledgers that outlive this run; None for throw-away ones in the run folder.
+    Returns:
+        The settings, sorted by domain: the order of Flower's partition ids.
+    """
+    links = _links({domain: path / "interactions.csv" for domain, path in sources.items()})
+    post = folder.clients / ".post"
+    post.mkdir(exist_ok=True)
+    settled = []
+    for domain, source in sorted(sources.items()):
+        home = folder.client(domain)
+        home.mkdir(parents=True, exist_ok=True)
+        links[domain].write_csv(home / "links.csv")
+        ledger = (ledgers or folder.ledgers).absolute() / f"{domain}.sqlite"
+        settings = ClientSettings(
+            domain=domain,
+            home="home",
+            ledger=str(ledger),
+            text_cache=str(text_cache()),
+            data=DataSettings(
+                items=str(source / "items.csv"),
+                interactions=str(source / "interactions.csv"),
+                links="links.csv",
+                time=scenario.data.time,
+                unknown_items=scenario.data.unknown_items,
+            ),
+            ceiling=CeilingSettings(epsilon=scenario.ceiling_epsilon, delta=scenario.run.privacy.delta, set_by="simulation"),
+            agreed=AgreedRanges(max_sampling_rate=1.0, max_clip_norm=1e3, max_steps=10_000_000, test_builds=not scenario.run.privacy.private),
+            passports=PassportSettings(outbox=str(post.absolute()), inbox=str(post.absolute()), automatic=True),
+            benchmark=BenchmarkSettings(split_seed=split_seed, hold_out_last=True),
+            base=home.absolute(),
+        )
+        settings.write(home / "partner.toml")
+        make_ledger(settings, private=scenario.run.privacy.private)
+        settled.append(settings)
+    _introduce(settled)
+    return settled
+
+
+def settings_of(folder: RunFolder) -> list[ClientSettings]:
+    """The settings of a folder that was settled before, sorted by domain."""
+    return [ClientSettings.read(path / "partner.toml") for path in sorted(folder.clients.iterdir()) if (path / "partner.toml").is_file()]
+
+
+def make_ledger(settings: ClientSettings, *, private: bool) -> None:
+    """Creates the domain's ledger where there is none."""
+    path = settings.ledger_path
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ceiling = settings.ceiling
+        Ledger.create(
+            path, domain=settings.domain, ceiling_epsilon=ceiling.epsilon, delta=ceiling.delta, set_by=ceiling.set_by, private=private
+        ).close()
+
+
+def twin(settings: ClientSettings, home: Path, ledger: Path) -> ClientSettings:
+    """A second home of the same domain for a control: the same prepared data, keys and passports; a state and a ledger of its own."""
+    new = home / "home"
+    new.mkdir(parents=True, exist_ok=True)
+    (new / "prepared").symlink_to(settings.at_home("prepared"), target_is_directory=True)
+    shutil.copytree(settings.at_home("keys"), new / "keys")
+    if settings.at_home("register.sqlite").is_file():
+        shutil.copy2(settings.at_home("register.sqlite"), new / "register.sqlite")
+    copied = dataclasses.replace(
+        settings,
+        base=home.absolute(),
+        ledger=str(ledger.absolute()),
+        data=dataclasses.replace(settings.data, links=str(settings.path(settings.data.links))),
+        passports=dataclasses.replace(settings.passports, automatic=False),
+    )
+    copied.write(home / "partner.toml")
+    return copied
+
+
+def forget_prepared(settings: Sequence[ClientSettings]) -> None:
+    """Deletes what can be made again from the partners' files: a run folder stays small."""
+    for each in settings:
+        shutil.rmtree(each.at_home("prepared"), ignore_errors=True)
+
+
+def _introduce(settings: Sequence[ClientSettings]) -> None:
+    """Every partner gets the public keys of every other, as files."""
+    for one in settings:
+        public = Keys.load_or_create(one.at_home("keys")).public(one.domain).to_json()
+        for other in settings:
+            if other.domain != one.domain:
+                folder = other.path(other.passports.partners)
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{one.domain}.json").write_text(public, encoding="utf-8")
+
+
+def _links(interactions: dict[str, Path]) -> dict[str, pl.DataFrame]:
+    """Who is linked: a user id that two domains of a set share is one person. The link id is a token that both sides hold."""
+    users = {}
+    for domain, path in interactions.items():
+        try:
+            users[domain] = pl.read_csv(path, columns=["user_id"], schema_overrides={"user_id": pl.String}).get_column("user_id").drop_nulls().unique()
+        except (pl.exceptions.PolarsError, OSError):
+            users[domain] = pl.Series("user_id", [], dtype=pl.String)  # the partner's own check says what is wrong with the file
+    columns = LinkColumns()
+    tables = {}
+    for domain, mine in users.items():
+        parts = []
+        for partner, theirs in users.items():
+            if partner != domain:
+                both = mine.filter(mine.is_in(theirs.implode())).sort()
+                tokens = [hashlib.sha256(f"isthmus link {user}".encode()).hexdigest()[:32] for user in both.to_list()]
+                parts.append(pl.DataFrame({columns.user: both, columns.partner: [partner] * len(both), columns.link: tokens}, schema=dict.fromkeys((columns.user, columns.partner, columns.link), pl.String)))
+        tables[domain] = pl.concat(parts) if parts else pl.DataFrame(schema=dict.fromkeys((columns.user, columns.partner, columns.link), pl.String))
+    return tables
