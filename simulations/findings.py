@@ -32,7 +32,7 @@ def finding(result: Pooled) -> Finding | None:
     verdict = _verdict(gain, personal)
     sentences = [_gain(gain, result)]
     if personal is not None:
-        sentences.append(_personal(personal))
+        sentences.append(_personal(personal, gain))
     head, own = result.difference("federated", "head-only"), result.difference("federated", "target-only")
     if head is not None:
         sentences.append(_part(head, "The transfer layer itself, above what the refitted head alone brings,", "adds"))
@@ -40,7 +40,7 @@ def finding(result: Pooled) -> Finding | None:
         sentences.append(_part(own, "Training together, above the same model trained at the target alone,", "adds"))
     ceiling = result.methods.get("pooled-ridge")
     if ceiling is not None:
-        sentences.append(_ceiling(result))
+        sentences.append(_ceiling(result, gain))
     return Finding(title=result.title, verdict=verdict, sentences=tuple(sentences))
 
 
@@ -78,10 +78,11 @@ def _gain(gain: Difference, result: Pooled) -> str:
     return f"The federation brought nothing that can be told from chance over popularity: {figures}{guard}."
 
 
-def _personal(personal: Difference) -> str:
-    if personal.beats:
-        return f"A user's own interest is worth more than somebody else's, so the gain is personal: {between(personal)}."
-    return f"Nothing of it can be called personal: somebody else's interest does about as well, {between(personal)}."
+def _personal(personal: Difference, gain: Difference) -> str:
+    if not personal.beats:
+        return f"Nothing of it can be called personal: somebody else's interest does about as well, {between(personal)}."
+    so = ", so the gain is personal" if gain.beats else ""
+    return f"A user's own interest is worth more than somebody else's{so}: {between(personal)}."
 
 
 def _part(difference: Difference, what: str, verb: str) -> str:
@@ -92,11 +93,13 @@ def _part(difference: Difference, what: str, verb: str) -> str:
     return f"{what} brings no difference that can be told from chance: {between(difference)}."
 
 
-def _ceiling(result: Pooled) -> str:
+def _ceiling(result: Pooled, gain: Difference) -> str:
     popularity, federated, ceiling = (result.methods[m]["hr@10"].mean for m in ("popularity", "federated", "pooled-ridge"))
     sees = f"A model that sees everybody's raw data of both domains, which nobody may deploy, reaches {ceiling:.3f}"
-    if ceiling > popularity and federated > popularity:
+    if gain.beats and federated <= ceiling:
         return (
             f"{sees}; the federation reaches {100 * (federated - popularity) / (ceiling - popularity):.0f} % of its gain over popularity."
         )
+    if gain.beats:
+        return f"{sees}; the federation is not below it."
     return f"{sees}."

@@ -113,7 +113,7 @@ def read_sent(folder: RunFolder, metrics: Metrics) -> list[SentKind]:
 
     found = []
     for domain in metrics.privacy:
-        lines = read_manifest(folder.client(domain) / "egress.jsonl")
+        lines = [line for path in sorted(folder.client(domain).rglob("egress.jsonl")) for line in read_manifest(path)]
         kinds: dict[str, list[Any]] = defaultdict(list)
         for line in lines:
             kinds[line.kind].append(line)
