@@ -19,6 +19,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -134,7 +135,7 @@ class Coordinator:
         self._messenger = Messenger(self.grid, self.config.aggregation.round_timeout_s)
         checkpoints = Checkpoints(self.folder / "transfer_layer")
         checkpoint = self._opening(checkpoints, resume, start)
-        self._run_id = checkpoint.run_id if checkpoint else f"{self.config.name[:64]}-{secrets.token_hex(8)}"
+        self._run_id = checkpoint.run_id if checkpoint else self._named()
         self._admission = Admission(config=self.config, run_id=self._run_id, partners=self.partners, text_dimension=self.text_dimension)
         self._assemble()
         if checkpoint is None:
@@ -167,6 +168,19 @@ class Coordinator:
         self.partners.receipts = dict(checkpoint.receipts)
         RoundLog(self.folder / "rounds.jsonl").keep_until(checkpoint.round)
         return checkpoint
+
+    def _named(self) -> str:
+        """The name of a run without a checkpoint: a new one, or the one under which ledgers may hold a reservation since a crash."""
+        path = self.folder / "run_id.json"
+        if path.is_file():
+            with suppress(ValueError, KeyError, TypeError):
+                kept = json.loads(path.read_text(encoding="utf-8"))
+                if kept["config_hash"] == self.config.config_hash:
+                    return str(kept["run_id"])
+        name = f"{self.config.name[:64]}-{secrets.token_hex(8)}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps({"run_id": name, "config_hash": self.config.config_hash}).encode())
+        return name
 
     def _assemble(self) -> None:
         """Waits for clients and greets them."""

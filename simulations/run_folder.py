@@ -4,6 +4,7 @@
 
     config.toml          the run configuration, complete
     rounds.jsonl         one line for each round that counted
+    run_id.json          name of the run, under which ledgers hold its reservation
     federation.json      run id, domains, bytes, digest of the final layer
     metrics.json         schema 1
     transfer_layer/      checkpoints
