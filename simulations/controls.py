@@ -1,12 +1,14 @@
 """The control `target-only`: the same model, passports, noise, steps and head, trained at each target without averaging.
 
 Each domain runs a federation of one, from the space and the initial layer of the federated run (its checkpoint 0), on a ledger of its own.
+What an interrupted run finished is not trained again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Callable, Sequence
 
 from flwr.app import Context
@@ -40,9 +42,16 @@ def _alone(
     folder: RunFolder, config: RunConfig, settings: ClientSettings, start: Checkpoint, progress: Callable[[str, int, int], None]
 ) -> ClientSettings:
     alone = dataclasses.replace(config, aggregation=dataclasses.replace(config.aggregation, strategy="fedavg", min_clients=1))
-    control = RunFolder(folder.path / "controls" / TARGET_ONLY / settings.domain).create(alone)
-    copy = twin(settings, control.client(settings.domain), folder.ledgers / TARGET_ONLY / f"{settings.domain}.sqlite")
+    control = RunFolder(folder.path / "controls" / TARGET_ONLY / settings.domain)
+    home = control.client(settings.domain)
+    if (home / "partner.toml").is_file():  # written last: an interrupted run got this far, and goes on
+        copy = ClientSettings.read(home / "partner.toml")
+    else:
+        shutil.rmtree(control.path, ignore_errors=True)
+        control.create(alone)
+        copy = twin(settings, home, folder.ledgers / TARGET_ONLY / f"{settings.domain}.sqlite")
     make_ledger(copy, private=config.privacy.private)
     app = build_client_app(functools.partial(one_of, [copy]))
-    run(alone, control, "in-process", app, clients=1, start=start, progress=progress)
+    begun = bool(Checkpoints(control.transfer_layer).rounds())
+    run(alone, control, "in-process", app, resume=begun, clients=1, start=None if begun else start, progress=progress)
     return copy
