@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from client.data.links import LinkColumns
+from client.durable_files import write_file
 from client.keys import Keys
 from client.settings import (
     AgreedRanges,
@@ -102,6 +103,8 @@ def settle(folder: RunFolder, scenario: Scenario, sources: dict[str, Path], *, s
         )
         settings.write(home / "partner.toml")
         make_ledger(settings, private=scenario.run.privacy.private)
+        if not scenario.run.privacy.private:
+            _name_pseudonym_key(settings, scenario.run.seed)
         settled.append(settings)
     _introduce(settled)
     return settled
@@ -146,6 +149,12 @@ def forget_prepared(settings: Sequence[ClientSettings]) -> None:
     """Deletes what can be made again from the partners' files: a run folder stays small."""
     for each in settings:
         shutil.rmtree(each.at_home("prepared"), ignore_errors=True)
+
+
+def _name_pseudonym_key(settings: ClientSettings, seed: int) -> None:
+    """A test build's key follows from its seed: pseudonyms decide the order of users, and with it what a named generator draws."""
+    key = hashlib.sha256(f"isthmus test build {seed}/{settings.domain}".encode()).digest()
+    write_file(settings.at_home("keys") / "pseudonyms.key", key)
 
 
 def _introduce(settings: Sequence[ClientSettings]) -> None:
