@@ -104,7 +104,7 @@ def fit(data: FittingData, coordinates: np.ndarray, *, generator: np.random.Gene
     order = generator.permutation(data.users)
     back = max(2, int(_HELD_BACK * data.users))
     held_back, fitted_on = order[:back], order[back:]
-    items = torch.from_numpy(np.ascontiguousarray(coordinates))
+    items = torch.from_numpy(np.array(coordinates))  # a copy: the file is mapped read-only
     full = _climb(data, items, fitted_on, generator, with_interest=True)
     plain = _climb(data, items, fitted_on, generator, with_interest=False)
     gates = [_between(plain, full, gate) for gate in GATES]
