@@ -262,27 +262,32 @@ def test_a_second_handle_in_the_same_process_is_refused_under_any_name_of_the_fi
 
 def test_a_forked_child_neither_writes_nor_keeps_the_lock(written: Path, intend: Intend) -> None:
     ledger = Ledger.open(written)
-    reading, writing = os.pipe()
+    (asked, ask), (heard, tell) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
-        status = 1
         try:
-            try:
+            with pytest.raises(LedgerError, match="another process"):
                 intend(ledger, 3)
-            except LedgerError as error:
-                status = 0 if "another process" in error.what else 2
-            ledger.close()
-            os.close(writing)
-            os.read(reading, 1) if status else None
+            os.write(tell, b"refused")
+            os.close(ask)
+            os.read(asked, 1)  # lives on for as long as the parent wants
         finally:
-            os._exit(status)
-    os.close(writing)
-    _, status = os.waitpid(child, 0)
-    os.close(reading)
-    assert os.WEXITSTATUS(status) == 0
+            os._exit(0)
+    os.close(tell)
+    assert os.read(heard, 7) == b"refused"
     assert intend(ledger, 3) == 1
     ledger.close()
     Ledger.open(written).close()
+    for end in (ask, asked, heard):
+        os.close(end)
+    os.waitpid(child, 0)
+
+
+def test_an_event_is_on_disk_before_it_is_confirmed(written: Path) -> None:
+    with Ledger.open(written) as ledger:
+        ask = ledger._file._connection.execute
+        assert ask("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert ask("PRAGMA synchronous").fetchone() == (2,)  # FULL: the write-ahead file is synchronised at each commit
 
 
 def test_a_full_disk_stops_the_run_and_loses_nothing(written: Path, intend: Intend) -> None:
