@@ -23,7 +23,7 @@ from shared.privacy.accountant import (
 from shared.privacy.mechanism import Mechanism
 
 DELTA = 1e-5
-Accountant = Callable[[Sequence[Mechanism], float], float | None]
+Accountant = Callable[[Sequence[Mechanism], float], float]
 
 
 def steps(n: int, *, q: float = 0.05, sigma: float = 1.0, kind: str = "poisson_gaussian") -> Mechanism:

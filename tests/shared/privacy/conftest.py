@@ -80,7 +80,7 @@ def written_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     one = Mechanism(
         kind="poisson_gaussian", sampling_rate=0.05, noise_multiplier=1.0, clip_norm=0.5, grid=2.0**-21, dimension=1000, steps=10
     )
-    what = {"run_id": "autumn", "mechanism": one, "config_hash": CONFIG}
+    what: dict[str, Any] = {"run_id": "autumn", "mechanism": one, "config_hash": CONFIG}
     with Ledger.create(folder / "ledger.sqlite", domain="books", ceiling_epsilon=8.0, delta=1e-5, set_by="the bookshop") as ledger:
         ledger.admit(rounds=3, reserve=1, **what)
         ledger.intent(round=1, bundle_digest=BUNDLE, code_version="0.1.0", **what)
