@@ -11,6 +11,7 @@ other, because skipping it would tell that it was empty.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -50,17 +51,29 @@ class PublicOptimizer(DPOptimizer):
         self.noise = noise
 
     def clip_and_accumulate(self) -> None:
-        """Zeroes users with a non-finite gradient, then clips the joint vector of each user and adds up."""
-        finite = torch.stack([sample.flatten(1).isfinite().all(dim=1) for sample in self.grad_samples]).all(dim=0)  # (batch,)
+        """Zeroes users with a non-finite gradient, clips the joint vector of each other user, and adds up.
+
+        In 64 bit: a float32 sum of hundreds of users is off by more than the grid that the noise is scaled for, and by another amount when
+        one user is missing. The kind ``none`` does not clip.
+        """
+        samples = [parameter.grad_sample.flatten(1) for parameter in self.params]  # (batch, p_k) each
+        squares = [torch.linalg.vector_norm(sample, dim=1, dtype=torch.float64).square() for sample in samples]
+        norms = torch.stack(squares).sum(dim=0).sqrt()  # (batch,) finite where every number is, float32 cannot overflow float64
+        finite = norms.isfinite()
+        bound = math.inf if self.mechanism.kind == "none" else self.mechanism.clip_norm
+        factors = (bound / norms).clamp(max=1.0)  # (batch,)
         if not bool(finite.all()):
-            for parameter in self.params:
-                parameter.grad_sample[~finite] = 0.0
-        super().clip_and_accumulate()
+            factors[~finite] = 0.0
+            for sample in samples:
+                sample[~finite] = 0.0  # 0 * NaN would be NaN
+        for parameter, sample in zip(self.params, samples, strict=True):
+            clipped = factors @ sample.double()  # (p_k,)
+            parameter.summed_grad = clipped if parameter.summed_grad is None else parameter.summed_grad + clipped
 
     def add_noise(self) -> None:
         """Rounds the joint sum to the grid and adds noise, in 64 bit."""
         mechanism = self.mechanism
-        clipped = torch.cat([parameter.summed_grad.flatten() for parameter in self.params]).double()  # (p,) private until noised
+        clipped = torch.cat([parameter.summed_grad for parameter in self.params])  # (p,) private until noised
         if mechanism.kind == "none":
             noisy = clipped
         else:
@@ -127,14 +140,14 @@ def train(
             # layers that read passports have inputs without gradients; the rule for their weights does not need them
             warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
             for _ in range(mechanism.steps):
-                _step(wrapped, private_optimizer, make_batch(sampler.draw(users, mechanism.sampling_rate)), micro_batch_users)
+                step(wrapped, private_optimizer, make_batch(sampler.draw(users, mechanism.sampling_rate)), micro_batch_users)
                 on_step()
     finally:
         private_optimizer.zero_grad(set_to_none=True)
         wrapped.to_standard_module()
 
 
-def _step(model: nn.Module, optimizer: PublicOptimizer, batch: Batch, micro_batch_users: int) -> None:
+def step(model: nn.Module, optimizer: PublicOptimizer, batch: Batch, micro_batch_users: int) -> None:
     pieces = list(parts(batch, micro_batch_users))
     for index, piece in enumerate(pieces):
         optimizer.signal_skip_step(do_skip=index < len(pieces) - 1)
