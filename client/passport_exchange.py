@@ -150,7 +150,7 @@ def of_users(settings: ClientSettings, prepared: PreparedDomain, source: str, sp
         link_ids, vectors = register.imported(source, space_version=space_version, now=int(time.time()))
     linked = prepared.links.get(source)
     if linked is None or not link_ids:
-        return np.zeros(0, dtype=np.int64), vectors[:0]
+        return np.zeros(0, dtype=np.int64), np.zeros((0, prepared.coordinates(space_version).shape[1]), dtype=np.float32)
     order = np.argsort(linked.link_ids)
     sorted_ids = linked.link_ids[order]
     wanted = np.array(link_ids)
