@@ -102,7 +102,7 @@ def run(
     Args:
         instruction: what the server sent.
         config: the run configuration of `hello`.
-        data: opens the training data; called only when there is something to compute.
+        data: opens the training data, and computes nothing; called only when there is something to compute.
         domain: name of this domain.
         state_folder: training state of this domain.
         ledger_path: ledger of this domain.
@@ -119,6 +119,7 @@ def run(
     with Ledger.open(ledger_path) as ledger:
         state = state_folder.current()
         if state is None or state.key != key:
+            opened = data()  # before the intent: a file that cannot be read costs nothing
             attempt = ledger.intent(
                 run_id=instruction.run_id,
                 round=instruction.round,
@@ -127,7 +128,7 @@ def run(
                 bundle_digest=bundle_digest,
                 code_version=code_version,
             )
-            state = _train(instruction, key, attempt, state, config, data(), mechanism, on_step)
+            state = _train(instruction, key, attempt, state, config, opened, mechanism, on_step)
             state_folder.replace(state)
         arrays = _shared_arrays(config, domain, state)
         digest = payload_sha256(instruction.run_id, instruction.round, config.config_hash, arrays)
