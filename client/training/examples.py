@@ -1,4 +1,9 @@
-"""One user, one example: positions of users -> the tensors of a step. No loop over users; cost O(batch)."""
+"""One user, one example: positions of users -> the tensors of a step. No loop over users; cost O(batch).
+
+A user's example is a function of that user's own data, public data, and a number of the step that everybody may know. It does not change
+with who else is in the batch: had all users drawn from one stream of random numbers, one user more would have moved the draws of everyone
+behind, and with them gradients that nobody clipped together.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +43,7 @@ class Examples:
         passports: what the users brought.
         descriptor: (d_c,) float32 of this domain.
         config: public constants.
-        generator: draws targets and negatives; neither needs to be secret.
+        generator: draws the negatives and a number for each step. It need not be secret, because how often it is asked depends on no data.
     """
 
     def __init__(
@@ -62,7 +67,7 @@ class Examples:
     def __call__(self, users: np.ndarray) -> Batch:
         """Args: users (batch,) positions. Returns the batch; works for zero users."""
         items, present = self._histories.padded(users, self._config.max_items_per_user, trim=True)  # (batch, W) latest last
-        targets, target_mask, is_target = self._draw_targets(items, present)
+        targets, target_mask, is_target = self._draw_targets(items, present, self._generator.integers(2**64, dtype=np.uint64))
         history, history_mask = self._history(items, present, is_target)
         negatives, hits = self._draw_negatives(targets)
         rows = self._passports.rows[users]  # (batch, P)
@@ -88,13 +93,13 @@ class Examples:
             return np.zeros((*rows.shape, len(self._nothing)), dtype=np.float32)
         return np.where((rows >= 0)[..., None], self._passports.vectors[np.maximum(rows, 0)], np.float32(0.0))
 
-    def _draw_targets(self, items: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _draw_targets(self, items: np.ndarray, present: np.ndarray, step: np.uint64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Up to M items of each user, at most half of them (rounded up), so that there is a history to predict them from."""
         batch, width = items.shape
         most = min(self._config.target_items, max(width, 1))
         if width == 0:
             return np.zeros((batch, 1), dtype=np.int64), np.zeros((batch, 1), dtype=bool), present
-        key = np.where(present, self._generator.random(items.shape), -1.0)
+        key = np.where(present, own_draws(items, present, step), -1.0)
         order = np.argsort(-key, axis=1)[:, :most]  # (batch, M)
         wanted = np.minimum(most, (present.sum(axis=1) + 1) // 2)  # (batch,)
         mask = np.arange(most)[None, :] < wanted[:, None]
@@ -108,7 +113,7 @@ class Examples:
         before = others & ~np.logical_or.accumulate(is_target, axis=1)
         chosen = np.where(before.any(axis=1, keepdims=True), before, others)
         length = self._config.max_history_items
-        batch, width = items.shape
+        batch = len(items)
         rank = chosen[:, ::-1].cumsum(axis=1)[:, ::-1] - 1  # 0 = the latest chosen item
         row, column = np.nonzero(chosen & (rank < length))
         longest = int(rank[row, column].max()) + 1 if len(row) else 1
@@ -127,3 +132,25 @@ class Examples:
         drawn = np.zeros(items, dtype=bool)
         drawn[negatives] = True
         return negatives, drawn[targets]
+
+
+def own_draws(items: np.ndarray, present: np.ndarray, step: np.uint64) -> np.ndarray:
+    """Numbers that look uniform in [0, 1) and depend on each user's own items and the step alone.
+
+    Args:
+        items: (batch, W) latest last; present: (batch, W) bool.
+        step: a number of the step.
+    Returns:
+        (batch, W) float64; how wide the batch is and who else is in it changes none of them.
+    """
+    age = np.arange(items.shape[1] - 1, -1, -1, dtype=np.uint64)[None, :]  # (1, W) counted from the latest item
+    own = (_mixed(items.astype(np.uint64) + (age << np.uint64(32))) * present).sum(axis=1, keepdims=True, dtype=np.uint64)  # (batch, 1)
+    return (_mixed(_mixed(own + step) + age) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+    """SplitMix64 (Steele, Lea and Flood 2014): each bit of the argument moves each bit of the result; wraps around 2^64."""
+    numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(numbers ^ (numbers >> np.uint64(31)))
