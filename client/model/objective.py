@@ -134,7 +134,8 @@ def cross_entropy(interests: Tensor, batch: Batch) -> Tensor:
     negative = interests @ batch.negatives.T + math.log(batch.negative_weight)  # (batch, T, n)
     pool = torch.logsumexp(negative, dim=2)[:, :, None]  # (batch, T, 1)
     # a target is not its own negative: where it was drawn, its score (the same number) is taken out of the pool again
-    own_share = batch.hits[:, None] * torch.exp(positive + math.log(batch.negative_weight) - pool)  # (batch, T, M)
+    # (its share is at most 1; one that was not drawn may score far above the pool, and 0 * infinity would make the whole user faulty)
+    own_share = batch.hits[:, None] * torch.exp((positive + math.log(batch.negative_weight) - pool).clamp(max=0.0))  # (batch, T, M)
     pooled = pool + torch.log1p(-own_share.clamp(max=1.0 - 1e-6))  # (batch, T, M)
     loss = torch.nn.functional.softplus(pooled - positive)  # -log(e^p / (e^p + pool)), (batch, T, M)
     mask = batch.target_mask[:, None]  # (batch, 1, M)
