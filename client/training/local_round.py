@@ -165,6 +165,8 @@ def _train(
 ) -> State:
     if previous is not None and previous.key is not None and previous.key.run_id != instruction.run_id:
         previous = None  # a new run starts from the public state
+    if previous is not None and previous.meta.get("config_hash") != config.config_hash:
+        raise StateError("the training state was made by another configuration of this run", do="Start a new run.")
     if previous is not None and previous.space_version != data.space_version:
         raise StateError("the training state belongs to another interest space", do="Start a new run; this one cannot go on in the new space.")
     torch.set_num_threads(config.compute.torch_threads)
@@ -198,7 +200,7 @@ def _train(
         key=key,
         reply=None,
         space_version=data.space_version,
-        meta={"attempt": attempt, "private": int(config.privacy.private)},
+        meta={"attempt": attempt, "config_hash": config.config_hash, "private": int(config.privacy.private)},
     )
 
 
