@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +22,29 @@ from .register import Register
 from .settings import ClientSettings
 from .training.examples import Passports
 
+_LOG = logging.getLogger("isthmus.passports")
 _DAY = 86_400
 _SUFFIX = ".passports"
 ENCODER_VERSION = "initial"
 """Passports are made by the encoder in its public initial state, once the interest space is fixed (contracts.md, 'Passports')."""
 
 _ROWS_AT_A_TIME = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """A sealed file that was made.
+
+    Attributes:
+        path: of the file.
+        passports: how many it holds; for this partner's own eyes.
+        issued, expires: unix seconds.
+    """
+
+    path: Path
+    passports: int
+    issued: int
+    expires: int
 
 
 def file_name(source: str, target: str) -> str:
@@ -36,11 +55,22 @@ def partners(settings: ClientSettings) -> dict[str, PublicKeys]:
     """Public keys of the partners, by domain.
 
     Raises:
-        PassportError: a key file is damaged.
+        PassportError: a key file is damaged, or two files name one partner; names the file.
     """
     folder = settings.path(settings.passports.partners)
-    found = [PublicKeys.from_json(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
-    return {keys.partner: keys for keys in found if keys.partner != settings.domain}
+    found: dict[str, PublicKeys] = {}
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        try:
+            keys = PublicKeys.from_json(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            raise PassportError(f"{path.name}: the public keys are not JSON", do="Ask the partner for the file again.") from None
+        except PassportError as error:
+            raise PassportError(f"{path.name}: {error.what}", do=error.do) from None
+        if keys.partner in found:
+            do = "Keep the one that the partner confirms."
+            raise PassportError(f"{path.name}: another file holds keys of '{keys.partner}' too", do=do)
+        found[keys.partner] = keys
+    return {name: keys for name, keys in found.items() if name != settings.domain}
 
 
 def own_keys(settings: ClientSettings) -> Keys:
@@ -64,7 +94,7 @@ def interests(histories: Histories, rows: np.ndarray, coordinates: np.ndarray, c
     return np.concatenate(parts)
 
 
-def export(settings: ClientSettings, config: RunConfig, prepared: PreparedDomain, target: str, space_version: str) -> Path:
+def export(settings: ClientSettings, config: RunConfig, prepared: PreparedDomain, target: str, space_version: str) -> Export:
     """Writes the sealed file of all passports towards one partner. Users with too short a history get none.
 
     Raises:
@@ -72,7 +102,8 @@ def export(settings: ClientSettings, config: RunConfig, prepared: PreparedDomain
     """
     known = partners(settings)
     if target not in known:
-        raise PassportError(f"there are no public keys of partner '{target}'", do=f"Put the file the partner sent into {settings.passports.partners}.")
+        do = f"Put the file the partner sent into {settings.passports.partners}."
+        raise PassportError(f"there are no public keys of partner '{target}'", do=do)
     linked = prepared.links.get(target)
     rows = linked.rows if linked is not None else np.zeros(0, dtype=np.int64)
     ids = linked.link_ids if linked is not None else np.zeros(0, dtype="U1")
@@ -91,18 +122,15 @@ def export(settings: ClientSettings, config: RunConfig, prepared: PreparedDomain
         issued=now,
         expires=expires,
     )
-    path = settings.path(settings.passports.outbox) / file_name(settings.domain, target)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_passports(path, data)
-    with Register(settings.at_home("register.sqlite")) as register:
+    with Register(settings.at_home("register.sqlite")) as register:  # before they go out: no crash may lose track of a disclosure
         register.record_export(target=target, link_ids=link_ids, space_version=space_version, issued=now, expires=expires)
-    mark = _mark(settings, target)
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    write_file(mark, space_version.encode())
-    return path
+    path = settings.path(settings.passports.outbox) / file_name(settings.domain, target)
+    write_passports(path, data)
+    write_file(_mark(settings, target), space_version.encode())
+    return Export(path=path, passports=len(link_ids), issued=now, expires=expires)
 
 
-def export_all(settings: ClientSettings, config: RunConfig, prepared: PreparedDomain, space_version: str) -> list[Path]:
+def export_all(settings: ClientSettings, config: RunConfig, prepared: PreparedDomain, space_version: str) -> list[Export]:
     """One file for each partner with known keys, also where nobody is linked: whether there is a file says nothing.
 
     What was exported for this interest space already is left as it is, so that a resumed run changes nothing.
@@ -121,23 +149,39 @@ def _mark(settings: ClientSettings, target: str) -> Path:
     return settings.at_home("passports_sent") / target
 
 
-def take_in(settings: ClientSettings, space_version: str, path: Path) -> int:
-    """Opens one file and books its passports. Returns how many are new.
+def take_in(settings: ClientSettings, space_version: str, path: Path, *, dimension: int) -> int:
+    """Opens one file and books its passports. Returns how many are new or renewed.
 
+    Args:
+        dimension: length of a vector in the interest space.
     Raises:
         PassportError: the file is damaged, forged, expired, or meant for somebody else.
     """
     passports = import_passports(
-        read_passports(path), keys=own_keys(settings), me=settings.domain, partners=partners(settings), space_version=space_version, now=int(time.time())
+        read_passports(path),
+        keys=own_keys(settings),
+        me=settings.domain,
+        partners=partners(settings),
+        space_version=space_version,
+        now=int(time.time()),
+        dimension=dimension,
     )
     with Register(settings.at_home("register.sqlite")) as register:
         return register.record_import(passports)
 
 
-def take_in_all(settings: ClientSettings, space_version: str) -> int:
-    """Every file in the inbox that is addressed to this domain by name. Returns how many passports are new."""
-    inbox = settings.path(settings.passports.inbox)
-    return sum(take_in(settings, space_version, path) for path in sorted(inbox.glob(f"*-to-{settings.domain}{_SUFFIX}")))
+def take_in_all(settings: ClientSettings, space_version: str, *, dimension: int) -> int:
+    """Every file in the inbox that is addressed to this domain by name. Returns how many passports are new or renewed.
+
+    A file that cannot be used is left out, and said in the log on this machine: what one partner sends must not stop a round that is paid.
+    """
+    new = 0
+    for path in sorted(settings.path(settings.passports.inbox).glob(f"*-to-{settings.domain}{_SUFFIX}")):
+        try:
+            new += take_in(settings, space_version, path, dimension=dimension)
+        except PassportError as error:
+            _LOG.warning("%s was left out: %s", path.name, error)
+    return new
 
 
 def of_users(settings: ClientSettings, prepared: PreparedDomain, source: str, space_version: str) -> tuple[np.ndarray, np.ndarray]:
@@ -149,7 +193,7 @@ def of_users(settings: ClientSettings, prepared: PreparedDomain, source: str, sp
     with Register(settings.at_home("register.sqlite")) as register:
         link_ids, vectors = register.imported(source, space_version=space_version, now=int(time.time()))
     linked = prepared.links.get(source)
-    if linked is None or not link_ids:
+    if linked is None or len(linked.rows) == 0 or not link_ids:
         return np.zeros(0, dtype=np.int64), np.zeros((0, prepared.coordinates(space_version).shape[1]), dtype=np.float32)
     order = np.argsort(linked.link_ids)
     sorted_ids = linked.link_ids[order]

@@ -23,7 +23,7 @@ def train(settings: ClientSettings, instruction: wire.RoundInstruction, *, bundl
 
     def data() -> local_round.TrainingData:
         if settings.passports.automatic and instruction.round == 1:
-            take_in_all(settings, run.space_version())
+            take_in_all(settings, run.space_version(), dimension=run.config().model.dimension)
         return training_data(settings)
 
     return local_round.run(

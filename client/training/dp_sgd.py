@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ class PerUserGradients(GradSampleModule):
     """Opacus' hooks, without the zeroed buffer that they add into: a layer that is used once in a pass needs none (a third of the cost)."""
 
     def capture_backprops_hook(
-        self, module: nn.Module, forward_input: object, forward_output: object, loss_reduction: str, batch_first: bool
+        self, module: Any, forward_input: Any, forward_output: Any, loss_reduction: str, batch_first: bool
     ) -> None:
         """Called for each layer in the backward pass; leaves (batch, ...) gradients in ``grad_sample`` of its parameters."""
         parameters = [p for p in module.parameters(recurse=False) if p.requires_grad]
@@ -40,7 +41,7 @@ class PerUserGradients(GradSampleModule):
         if not plain or any(p._forward_counter != 1 or p.grad_sample is not None or hasattr(p, "_current_grad_sample") for p in parameters):
             super().capture_backprops_hook(module, forward_input, forward_output, loss_reduction, batch_first)
             return
-        backprops = forward_output[0].detach()  # type: ignore[index]  # torch hands over a tuple
+        backprops = forward_output[0].detach()  # (batch, ..., out)
         for parameter, sample in self.GRAD_SAMPLERS[nn.Linear](module, module.activations.pop(), backprops).items():
             parameter.grad_sample = sample.contiguous()
             parameter._forward_counter -= 1
