@@ -29,7 +29,9 @@ class CurrentRun:
         self._folder = settings.at_home("run")
 
     def begin(self, run_id: str, config: RunConfig) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Another run begins without an interest space: the one before had its own."""
+        if self._read_or_none(_RUN_ID) != run_id:
+            (self._folder / _SPACE).unlink(missing_ok=True)
         write_file(self._folder / _CONFIG, config.to_toml().encode())
         write_file(self._folder / _RUN_ID, run_id.encode())
 
@@ -57,10 +59,14 @@ class CurrentRun:
         return self._read(_SPACE)
 
     def _read(self, name: str) -> str:
-        path = self._folder / name
-        if not path.is_file():
+        found = self._read_or_none(name)
+        if found is None:
             raise StateError(f"this client holds no {name.replace('_', ' ')} yet", do="Start the run from its first message.")
-        return path.read_text(encoding="utf-8")
+        return found
+
+    def _read_or_none(self, name: str) -> str | None:
+        path = self._folder / name
+        return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def hello(settings: ClientSettings, question: wire.Hello) -> wire.HelloReply:
@@ -101,18 +107,18 @@ def opened(settings: ClientSettings, progress: Progress | None = None) -> tuple[
 def moments(settings: ClientSettings, question: wire.MomentsQuery, progress: Progress | None = None) -> wire.MomentsReply | wire.Declined:
     """Moments of the public catalogue."""
     CurrentRun(settings).check(question.run_id)
-    _, prepared = opened(settings, progress)
     if not settings.consent.catalogue_moments:
         return wire.Declined()
+    _, prepared = opened(settings, progress)
     found = Moments.of(prepared.text_vectors)
     return wire.MomentsReply(count=found.count, total=found.total, outer=found.outer, catalogue_hash=prepared.catalogue_hash)
 
 
 def prototype_centroids(settings: ClientSettings, question: wire.CentroidsQuery) -> wire.CentroidsReply | wire.Declined:
     """Centroids of the public catalogue in the interest space."""
-    config, prepared = opened(settings)
     if not settings.consent.catalogue_centroids:
         return wire.Declined()
+    config, prepared = opened(settings)
     empty = np.zeros((0, config.model.dimension), dtype=np.float32)
     space = InterestSpace(mean=question.mean, basis=question.basis, scale=question.scale, prototypes=empty)
     return wire.CentroidsReply(centroids=centroids(space.project(prepared.text_vectors), config.model.prototypes, config.seed))
