@@ -23,7 +23,7 @@ from flwr.common.serde import recorddict_to_proto
 
 from shared import wire
 from shared.config import RunConfig
-from shared.errors import EgressRefused, Refusal
+from shared.errors import EgressRefused, IsthmusError, Refusal
 
 from .egress_manifest import Manifest
 from .ledger_lookup import RoundRecord
@@ -231,8 +231,11 @@ def _check_update(update: wire.TransferUpdate, instruction: wire.RoundInstructio
 
 
 def _log(error: BaseException) -> None:
+    """For this machine only. Our own errors explain themselves; of others one wants to know where they come from."""
+    expected = isinstance(error, IsthmusError)
     try:
-        _LOG.error("a reply was withheld: %s", type(error).__name__, exc_info=error)
+        said = f"{type(error).__name__}: {error}" if expected else type(error).__name__
+        _LOG.error("a reply was withheld: %s", said, exc_info=None if expected else error, extra={"cause": error})
     except KeyboardInterrupt:
         raise
     except BaseException:  # not even a broken log gets past
