@@ -77,6 +77,12 @@ class Outcome:
     not_delivered: tuple[tuple[str, str], ...]
     traffic: dict[str, Traffic]
 
+    @property
+    def delivered(self) -> list[str]:
+        """Domains that took part to the end and hold the final layer."""
+        missing = {domain for domain, _ in self.not_delivered}
+        return [domain for domain in self.domains if domain not in missing]
+
     def to_json(self) -> dict[str, object]:
         return {
             "run_id": self.run_id,

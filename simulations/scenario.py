@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import platform
 import resource
 import sys
@@ -22,7 +23,7 @@ from client.preparation import prepare
 from client.settings import ClientSettings
 from server.checkpoints import Checkpoints
 from server.strategy import Outcome, TooFewClients
-from shared.errors import BudgetExhausted, RunFolderError
+from shared.errors import BudgetExhausted, IsthmusError, LedgerError, RunFolderError
 from shared.privacy.accountant import crosscheck
 from shared.privacy.ledger import Ledger
 
@@ -108,12 +109,14 @@ def run_scenario(
         scenario = load(name, seed=seed, epsilon=epsilon, overrides=overrides)
         folder, settings = _begin(scenario, out, data, split_seed, ledgers)
     config = scenario.run
+    _ledgers_are_free(settings)
     for number, one in enumerate(settings):
         clock.timed("text_encoding", functools.partial(prepare, one, config, functools.partial(tell, f"prepare {one.domain}")))
         tell("prepare", number + 1, len(settings))
     outcome = clock.timed("training", lambda: _federate(folder, scenario, settings, engine, resume is not None, tell))
-    twins = clock.timed("controls", lambda: target_only(folder, config, settings, functools.partial(_prefixed, tell)))
-    clock.timed("evaluation", lambda: _evaluate(folder, settings, twins, tell))
+    stayed = [one for one in settings if one.domain in outcome.delivered]
+    twins = clock.timed("controls", lambda: target_only(folder, config, stayed, functools.partial(_prefixed, tell)))
+    clock.timed("evaluation", lambda: _evaluate(folder, stayed, twins, tell))
     metrics = _measure(folder, scenario, settings, outcome, split_seed, clock, tell)
     write_metrics(folder.metrics, metrics)
     if not keep_prepared:
@@ -153,19 +156,57 @@ def _reopen(path: Path) -> tuple[RunFolder, Scenario, list[ClientSettings], int]
     return folder, Scenario(run=folder.config), settings_of(folder), split_seed
 
 
+class _Causes(logging.Handler):
+    """Why clients failed since the last round that counted. It never crosses the border, but here all of them stand on one desk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[IsthmusError] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        cause = getattr(record, "cause", None)
+        if isinstance(cause, IsthmusError):
+            self.errors.append(cause)
+
+    def first(self) -> IsthmusError | None:
+        """Later ones may only follow from it, as a used-up reserve does."""
+        return self.errors[0] if self.errors else None
+
+
 def _federate(
     folder: RunFolder, scenario: Scenario, settings: Sequence[ClientSettings], engine: str, resume: bool, tell: Progress
 ) -> Outcome:
-    """The federation; a refusal for lack of budget comes out as what it is."""
-    config = scenario.run
+    """The federation; where it cannot go on, the cause at the clients comes out as what it is."""
     app = build_client_app(functools.partial(one_of, list(settings)))
     begun = resume and bool(Checkpoints(folder.transfer_layer).rounds())
+    causes, gate = _Causes(), logging.getLogger("isthmus.egress")
+
+    def heard(stage: str, done: int, total: int) -> None:
+        if stage != "deliver":
+            causes.errors.clear()
+        tell(stage, done, total)
+
+    gate.addHandler(causes)
     try:
-        return run(config, folder, engine, app, resume=begun, progress=tell, clients=len(settings))
+        outcome = run(scenario.run, folder, engine, app, resume=begun, progress=heard, clients=len(settings))
+        if not outcome.delivered:
+            raise TooFewClients("deliver", 0, 1, outcome.not_delivered)
+        return outcome
     except TooFewClients as error:
         if any(code == "refused-ceiling" for _, code in error.dropped):
             raise _exhausted(settings, error) from None
-        raise
+        raise causes.first() or error from None
+    finally:
+        gate.removeHandler(causes)
+
+
+def _ledgers_are_free(settings: Sequence[ClientSettings]) -> None:
+    """Nobody is asked for anything before every ledger can be written."""
+    for one in settings:
+        try:
+            Ledger.open(one.ledger_path).close()
+        except LedgerError as error:
+            raise type(error)(f"domain '{one.domain}': {error.what}", do=error.do) from None
 
 
 def _exhausted(settings: Sequence[ClientSettings], error: TooFewClients) -> BudgetExhausted | TooFewClients:
