@@ -25,8 +25,8 @@ from .state import StateFolder
 from .training.local_round import initial_model, load_model
 from .training.noise import keyed_generator
 
-OWN = "own"
-"""Name of the head that reads a user's own history; the others are named by the source of the passports they read."""
+OWN = "own history"
+"""Name of the head that reads a user's own history, no domain's name; the others are named by the source of the passports they read."""
 
 _ROWS_AT_A_TIME = 4096
 
@@ -54,10 +54,15 @@ def deliver(settings: ClientSettings, question: wire.Deliver) -> wire.Ok:
 
 
 def delivered_model(settings: ClientSettings, config: RunConfig, layer: dict[str, np.ndarray]) -> InterestModel:
-    """The trained model of this domain with the final shared layer."""
+    """The trained model of this domain with the final shared layer.
+
+    Raises:
+        StateError: nothing was trained here in the current run.
+    """
+    run = CurrentRun(settings)
     state = StateFolder(settings.at_home("state")).current()
-    if state is None:
-        raise StateError("nothing was trained here yet", do="Run at least one round before the final layer is delivered.")
+    if state is None or state.key is None or state.key.run_id != run.run_id() or state.space_version != run.space_version():
+        raise StateError("nothing was trained here in this run yet", do="Run at least one round before the final layer is delivered.")
     model = initial_model(config, settings.domain)
     load_model(model, state)
     model.transfer.load_arrays(layer)
@@ -131,7 +136,7 @@ class Domain:
     def fit_own_head(self, model: InterestModel, most: int = 4000) -> ServingHead:
         """Fits the head for own histories: the interest of all items but the last, against the last one."""
         training = self.prepared.training
-        generator = self._generator(OWN)
+        generator = self._generator("own")
         enough = np.flatnonzero(training.lengths >= 2)
         users = np.sort(generator.choice(enough, size=min(most, len(enough)), replace=False)) if len(enough) else enough
         interests = self.own_interests(model, users, leave_out_last=True)

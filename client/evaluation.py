@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shared.errors import StateError
 from shared.ranking import Ranking, ScoreRows, ranks_of
 
+from .data.pseudonyms import PseudonymTable
 from .delivery import OWN, Domain, delivered_model, serving_heads
 from .model.domain_head import ServingHead
 from .model.objective import InterestModel
@@ -123,7 +125,7 @@ class EvaluatedDomain:
         np.add.at(dropped, np.repeat(np.arange(len(users)), np.diff(seen_offsets))[again], 1)
         return HeldOut(
             rows=users,
-            persons=prepared.everyone.pseudonyms[rows],
+            persons=self._users(rows),
             interests=self.domain.own_interests(self.model, users),
             truth=truth,
             offsets=np.arange(len(users) + 1, dtype=np.int64),
@@ -143,6 +145,13 @@ class EvaluatedDomain:
         coordinates = np.asarray(self.domain.coordinates)
         return lambda start, stop: head.scores(vectors[start:stop], coordinates)
 
+    def _users(self, rows: np.ndarray) -> np.ndarray:
+        """Keys by the partner's own user ids: a home made anew has another pseudonym key, and its users are the same."""
+        settings, names = self.domain.settings, self.domain.prepared.everyone.pseudonyms[rows]
+        known = PseudonymTable.open(settings.at_home("keys") / "external_ids.parquet").external(names)
+        keys = [hashlib.sha256(f"{settings.domain}/{user}".encode()).digest()[:16] for user in known]
+        return np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 16)
+
     def _persons(self, source: str, rows: np.ndarray) -> np.ndarray:
         linked = self.domain.prepared.links[source]
         ids = linked.link_ids[np.argsort(linked.rows)][np.searchsorted(np.sort(linked.rows), rows)]
@@ -154,15 +163,18 @@ def evaluated(settings: ClientSettings) -> EvaluatedDomain:
     """Opens a domain after delivery.
 
     Raises:
-        StateError: nothing was delivered yet.
+        StateError: nothing was delivered yet in the current run.
     """
     config, prepared = opened(settings)
-    version = CurrentRun(settings).space_version()
+    run = CurrentRun(settings)
+    version = run.space_version()
     serving = ServingFolder(settings.at_home("serving")).current()
-    layer = {name.removeprefix("layer/"): array for name, array in (serving.arrays if serving else {}).items() if name.startswith("layer/")}
+    if serving is None or serving.meta.get("run_id") != run.run_id():
+        raise StateError("nothing was delivered here in this run yet", do="Let the run come to its end first.")
+    layer = {name.removeprefix("layer/"): array for name, array in serving.arrays.items() if name.startswith("layer/")}
     model = delivered_model(settings, config, layer)
     domain = Domain(settings=settings, config=config, prepared=prepared, space_version=version)
-    return EvaluatedDomain(domain=domain, model=model, heads=serving_heads(serving) if serving else {})
+    return EvaluatedDomain(domain=domain, model=model, heads=serving_heads(serving))
 
 
 def _distinct_items(items: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast
 
 import numpy as np
 
@@ -99,7 +100,9 @@ class PreparedDomain:
     def _space_folder(self, space_version: str) -> Path:
         folder = self.folder / space_version
         if not folder.is_dir():
-            raise StateError("this client does not know the interest space of the run", do="Start the run again: its first messages bring the space.")
+            raise StateError(
+                "this client does not know the interest space of the run", do="Start the run again: its first messages bring the space."
+            )
         return folder
 
 
@@ -118,7 +121,13 @@ def prepare(settings: ClientSettings, config: RunConfig, progress: Progress | No
     if not folder.is_dir():
         columns = CatalogueColumns(item=settings.data.item_column, texts=_text_columns(settings))
         catalogue = read_catalogue(settings.path(settings.data.items), columns=columns)
-        _write_folder(folder, lambda new: _write(new, settings, config, catalogue, progress))
+
+        def fill(new: Path) -> None:
+            _write(new, settings, config, catalogue, progress)
+            if _fingerprint(settings, config) != folder.name:
+                raise DataError(f"domain '{settings.domain}': a file changed while it was read", do="Let the export end, then try again.")
+
+        _write_folder(folder, fill)
     return _open(folder)
 
 
@@ -134,7 +143,14 @@ def _fingerprint(settings: ClientSettings, config: RunConfig) -> str:
         if name and not path.is_file():
             raise DataError(f"domain '{settings.domain}': there is no file {path.name}", do="Mend the [data] section of partner.toml.")
         stamps.append([name, path.stat().st_size, path.stat().st_mtime_ns] if name else None)
-    what = [_FORMAT, stamps, dataclasses.asdict(settings.data), dataclasses.asdict(settings.benchmark), settings.text_model, config.training.max_items_per_user]
+    what = [
+        _FORMAT,
+        stamps,
+        dataclasses.asdict(settings.data),
+        dataclasses.asdict(settings.benchmark),
+        settings.text_model,
+        config.training.max_items_per_user,
+    ]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
@@ -142,15 +158,29 @@ def _write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Fills a new folder and puts it in place in one rename; whoever comes second throws his away."""
     new = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
+        new.mkdir(mode=0o700)  # link ids are in it
         fill(new)
+        _flush(new)
         new.rename(folder)
     except OSError as error:
         if not folder.is_dir():
-            raise StorageError(f"cannot write {folder}: {error.strerror}", do="Make room or mend the permissions, then try again: nothing was lost.") from None
+            raise StorageError(
+                f"cannot write {folder}: {error.strerror}", do="Make room or mend the permissions, then try again: nothing was lost."
+            ) from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Puts every file and folder on the disk, so that after a power cut the rename does not stand there alone."""
+    for path in (*folder.rglob("*"), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _write(folder: Path, settings: ClientSettings, config: RunConfig, catalogue: Catalogue, progress: Progress | None) -> None:
@@ -161,8 +191,8 @@ def _write(folder: Path, settings: ClientSettings, config: RunConfig, catalogue:
         columns=ColumnNames(user=data.user_column, item=data.item_column, time=data.time_column, rating=data.rating_column or None),
         catalogue=catalogue,
         pseudonym_key=key,
-        time=data.time,
-        unknown_items=data.unknown_items,
+        time=cast(Literal["unix_s", "order"], data.time),
+        unknown_items=cast(Literal["refuse", "drop"], data.unknown_items),
         max_items_per_user=config.training.max_items_per_user,
     )
     everyone = by_user(result.interactions)
@@ -188,13 +218,22 @@ def _write(folder: Path, settings: ClientSettings, config: RunConfig, catalogue:
 def said(report: ReadReport, catalogue: Catalogue) -> list[str]:
     """What the partner should be told about the files; exact counts, for the partner's own eyes."""
     without = catalogue.n_without_text
-    return [*report.lines(), f"{len(catalogue):,} items", *([f"{without:,} items without text have no place in the interest space"] if without else [])]
+    return [
+        *report.lines(),
+        f"{len(catalogue):,} items",
+        *([f"{without:,} items without text have no place in the interest space"] if without else []),
+    ]
 
 
 def _encode(folder: Path, settings: ClientSettings, config: RunConfig, catalogue: Catalogue, progress: Progress | None) -> None:
     from .model.text_encoder import TextEncoder
 
-    encoder = TextEncoder(settings.text_model, cache=settings.text_cache_path, batch_tokens=config.compute.text_batch_tokens, threads=config.compute.torch_threads)
+    encoder = TextEncoder(
+        settings.text_model,
+        cache=settings.text_cache_path,
+        batch_tokens=config.compute.text_batch_tokens,
+        threads=config.compute.torch_threads,
+    )
     np.save(folder / "text.npy", encoder.encode(catalogue.texts, progress))
 
 

@@ -49,9 +49,13 @@ class CurrentRun:
             raise StateError("no run has greeted this client yet", do="The server sends 'hello' first.")
         return config
 
+    def run_id(self) -> str:
+        """Raises StateError before the first `hello`."""
+        return self._read(_RUN_ID)
+
     def check(self, run_id: str) -> None:
         """Raises StateError where a message belongs to another run than the last `hello`."""
-        if self._read(_RUN_ID) != run_id:
+        if self.run_id() != run_id:
             raise StateError("the message belongs to another run than the one that greeted this client last")
 
     def space_version(self) -> str:
@@ -76,7 +80,9 @@ def hello(settings: ClientSettings, question: wire.Hello) -> wire.HelloReply:
         Refusal: with a code from the fixed list.
     """
     if question.protocol != PROTOCOL:
-        raise Refusal("version", f"the server speaks protocol {question.protocol}, this client {PROTOCOL}", do="Update the older of the two.")
+        raise Refusal(
+            "version", f"the server speaks protocol {question.protocol}, this client {PROTOCOL}", do="Update the older of the two."
+        )
     config = RunConfig.from_toml(question.config_toml)
     settings.admit(config)
     with Ledger.open(settings.ledger_path) as ledger:

@@ -16,6 +16,7 @@ Paths are relative to the file itself. ``home`` holds what isthmus keeps for thi
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,8 +109,9 @@ class ClientSettings:
 
     def __post_init__(self) -> None:
         check(self)
-        if not self.domain or not all(c.islower() or c.isdigit() or c in "-_" for c in self.domain) or not self.domain.isascii():
-            raise ConfigError("'domain' is a name of small letters, digits, '-' and '_'", do="Name the domain in partner.toml.")
+        if re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", self.domain) is None:
+            what = "'domain' is a name of at most 64 small letters, digits, '-' and '_' that begins with a letter or a digit"
+            raise ConfigError(what, do="Name the domain in partner.toml.")
 
     @classmethod
     def read(cls, path: Path) -> ClientSettings:
@@ -168,4 +170,8 @@ class ClientSettings:
         elif privacy.total_steps > agreed.max_steps:
             wrong = f"the schedule has more steps than the agreed {agreed.max_steps}"
         if wrong:
-            raise Refusal("range", f"run '{config.name}' refused by domain '{self.domain}': {wrong}", do="Agree on other ranges in partner.toml, or ask the coordinator for another configuration.")
+            raise Refusal(
+                "range",
+                f"run '{config.name}' refused by domain '{self.domain}': {wrong}",
+                do="Agree on other ranges in partner.toml, or ask the coordinator for another configuration.",
+            )
