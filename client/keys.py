@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -44,6 +45,12 @@ class PublicKeys:
                 raise PassportError(
                     f"'{field}' of partner '{self.partner}' is not 32 bytes in hex", do="Ask the partner for the file again."
                 )
+
+    @property
+    def fingerprint(self) -> str:
+        """Both keys in 8 groups of 4 hex digits, to be read out over the telephone."""
+        digest = hashlib.sha256(f"{self.partner}/{self.verify_key}/{self.box_key}".encode()).hexdigest()[:32]
+        return " ".join(digest[at : at + 4] for at in range(0, 32, 4))
 
     def to_json(self) -> str:
         return json.dumps({"partner": self.partner, "verify_key": self.verify_key, "box_key": self.box_key}, indent=1)

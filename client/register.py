@@ -42,6 +42,27 @@ class Issued:
     expires: list[int]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """Passports of one direction, partner and interest space.
+
+    Attributes:
+        direction: "out" or "in".
+        partner: the other domain.
+        space_version: the interest space they belong to.
+        passports: how many.
+        issued: unix seconds of the latest.
+        expires: unix seconds at which the last of them expires.
+    """
+
+    direction: str
+    partner: str
+    space_version: str
+    passports: int
+    issued: int
+    expires: int
+
+
 class Register:
     """A partner's local register of passports and erasures.
 
@@ -138,6 +159,22 @@ class Register:
         """Domains whose passports are in the register, sorted."""
         with self._errors():
             return [row[0] for row in self._database.execute("SELECT DISTINCT source FROM passports_in ORDER BY source")]
+
+    def overview(self) -> list[Summary]:
+        """What went out and came in, by partner and interest space; for the partner's own eyes."""
+        query = (
+            "SELECT ?, {0}, space_version, count(*), max(issued), max(expires) FROM passports_{1} GROUP BY {0}, space_version ORDER BY 2, 5"
+        )
+        with self._errors():
+            rows = [
+                row
+                for name, direction in (("target", "out"), ("source", "in"))
+                for row in self._database.execute(query.format(name, direction), (direction,)).fetchall()
+            ]
+        return [
+            Summary(direction=direction, partner=partner, space_version=space, passports=count, issued=issued, expires=expires)
+            for direction, partner, space, count, issued, expires in rows
+        ]
 
     def exported(self, target: str) -> Issued:
         """What went out to one target, sorted by link id."""
