@@ -6,6 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,12 +16,13 @@ from shared.errors import PassportError
 from .data.histories import Histories
 from .durable_files import write_file
 from .keys import Keys, PublicKeys
-from .model.interest_encoder import recency_weighted_mean
 from .passports import export_passports, import_passports, read_passports, write_passports
 from .preparation import PreparedDomain
 from .register import Register
 from .settings import ClientSettings
-from .training.examples import Passports
+
+if TYPE_CHECKING:
+    from .training.examples import Passports
 
 _LOG = logging.getLogger("isthmus.passports")
 _DAY = 86_400
@@ -87,6 +89,8 @@ def interests(histories: Histories, rows: np.ndarray, coordinates: np.ndarray, c
     Returns:
         (n, d) float32.
     """
+    from .model.interest_encoder import recency_weighted_mean  # torch: commands that only open or count do without
+
     parts = [np.zeros((0, coordinates.shape[1]), dtype=np.float32)]
     for start in range(0, len(rows), _ROWS_AT_A_TIME):
         items, mask = histories.padded(rows[start : start + _ROWS_AT_A_TIME], config.training.max_history_items)
@@ -205,6 +209,8 @@ def of_users(settings: ClientSettings, prepared: PreparedDomain, source: str, sp
 
 def for_training(settings: ClientSettings, prepared: PreparedDomain, space_version: str, dimension: int) -> Passports:
     """The passports of training users, laid out for `Examples`."""
+    from .training.examples import Passports
+
     sources = sorted(prepared.links)
     if not sources:
         return Passports.none(len(prepared.training_rows), dimension)

@@ -17,7 +17,6 @@ from .durable_files import write_file
 from .passport_exchange import export_all
 from .preparation import PreparedDomain, Progress, prepare
 from .settings import ClientSettings
-from .training.local_round import round_mechanism
 
 _CONFIG, _RUN_ID, _SPACE = "run.toml", "run_id", "space_version"
 
@@ -83,6 +82,8 @@ def hello(settings: ClientSettings, question: wire.Hello) -> wire.HelloReply:
         raise Refusal(
             "version", f"the server speaks protocol {question.protocol}, this client {PROTOCOL}", do="Update the older of the two."
         )
+    from .training.local_round import round_mechanism  # torch: only where it is needed, for each message may be a process of its own
+
     config = RunConfig.from_toml(question.config_toml)
     settings.admit(config)
     with Ledger.open(settings.ledger_path) as ledger:

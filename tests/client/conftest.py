@@ -11,6 +11,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from shared.privacy.ledger import Ledger
 from tests.client.gated_domain import CONFIG, MECHANISM, RUN, Domain
+from tests.client.partner_world import World, settle
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +36,21 @@ def flower_process(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyP
     for name, value in {"_run_id": 1, "_node_id": 2, "_task_id": 3}.items():
         monkeypatch.setattr(TaskIdentity, name, value)
     caplog.set_level(logging.CRITICAL, logger="isthmus.egress")
+
+
+@pytest.fixture(scope="session")
+def text_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Vectors of the real language model, made once for all tests."""
+    return tmp_path_factory.mktemp("text-cache")
+
+
+@pytest.fixture(scope="session")
+def settled(tmp_path_factory: pytest.TempPathFactory, text_cache: Path) -> World:
+    return settle(tmp_path_factory.mktemp("world"), text_cache)
+
+
+@pytest.fixture
+def world(settled: World, tmp_path: Path) -> World:
+    """Two partners who were greeted and hold an interest space; each test works on its own copy."""
+    shutil.copytree(settled.root, tmp_path / "world")
+    return World(root=tmp_path / "world", space_version=settled.space_version)
