@@ -39,6 +39,7 @@ PRV_RELATIVE_TOLERANCE = 0.01
 _NOISE_UNIT = 1e-4
 _LEAST_NOISE, _MOST_NOISE = 0.05, 1e4
 _MOST_CELLS = 1_000_000
+_MOST_STEPS = 10_000_000
 _BEYOND_MEANING = 1000.0
 
 Group = tuple[float, float, int]
@@ -187,6 +188,8 @@ def noise_multiplier_for(*, epsilon: float, delta: float, sampling_rate: float, 
     _check_delta(delta)
     if not (math.isfinite(epsilon) and epsilon > 0 and 0 < sampling_rate <= 1 and steps >= 1):
         raise ConfigError("noise is solved for a finite epsilon above 0, a sampling rate in (0, 1] and at least one step")
+    if steps > _MOST_STEPS:  # time and memory of PLD grow with them
+        raise ConfigError(f"a schedule of more than {_MOST_STEPS:,} steps is not priced", do="Ask for fewer rounds or steps.")
     interval = running_interval(epsilon)
 
     @cache
