@@ -1,0 +1,115 @@
+"""The serving head: popularity where the interest says nothing, the interest where it helps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from client.model import domain_head
+from client.model.domain_head import FittingData, ServingHead, counts_by_group, fit, popularity_head
+
+ITEMS, D, USERS = 80, 8, 400
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small matrices: more threads would wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def coordinates() -> np.ndarray:
+    points = np.random.default_rng(1).normal(size=(ITEMS, D))
+    return np.asarray(points / np.linalg.norm(points, axis=1, keepdims=True), dtype=np.float32)
+
+
+def people(strength: float, users: int = USERS) -> FittingData:
+    """Users who draw 3 items each from softmax(strength <z, x> + popularity)."""
+    generator = np.random.default_rng(2)
+    interests = generator.normal(size=(users, D)).astype(np.float32)
+    scores = strength * interests @ coordinates().T + np.linspace(0.0, 2.0, ITEMS)
+    chances = np.exp(scores - scores.max(axis=1, keepdims=True))
+    chances /= chances.sum(axis=1, keepdims=True)
+    items = (
+        np.concatenate([generator.choice(ITEMS, size=3, replace=False, p=row) for row in chances]) if users else np.zeros(0, dtype=np.int64)
+    )
+    counts = counts_by_group([items], ITEMS)
+    return FittingData(interests=interests, offsets=np.arange(users + 1) * 3, items=items.astype(np.int32), counts=counts)
+
+
+def fitted(data: FittingData, seed: int = 0) -> ServingHead:
+    return fit(data, coordinates(), generator=np.random.default_rng(seed))
+
+
+def test_where_the_interest_is_noise_the_gate_falls_to_zero_and_popularity_remains() -> None:
+    data = people(strength=0.0)
+    head = fitted(data)
+    assert head.scale == 0.0
+    scores = head.scores(data.interests[:1], coordinates())[0]
+    assert np.corrcoef(scores, np.log1p(data.counts[0]))[0, 1] > 0.99
+
+
+def test_where_the_interest_decides_the_gate_opens_fully() -> None:
+    assert 2.3 < fitted(people(strength=3.0)).scale < 3.7  # a gate of 3/4 would leave 2.25 of the strength of the people themselves
+
+
+def test_the_head_ranks_what_people_take_above_popularity() -> None:
+    data = people(strength=3.0)
+    head = fitted(data)
+    first = data.items[data.offsets[:-1]]
+    by_head = head.scores(data.interests, coordinates())
+    better = (by_head > by_head[np.arange(USERS), first][:, None]).sum(axis=1)
+    popular = data.counts[0]
+    assert better.mean() < 0.7 * np.mean([(popular > popular[item]).sum() for item in first])
+
+
+def test_each_users_own_items_are_taken_out_of_the_counts_that_predict_them() -> None:
+    # item 0 was taken by this user alone, item 1 by this user and another, item 2 by the other
+    counts = np.array([[1, 2, 1]])
+    data = FittingData(interests=np.zeros((1, 2), np.float32), offsets=np.array([0, 2]), items=np.array([0, 1]), counts=counts)
+    log_counts, without = domain_head._tensors(data)
+    rows, items, share = data.of(np.array([0]))
+    scores = domain_head._own_scores(log_counts[0].expand(1, -1).clone(), torch.ones(1), log_counts, without, rows, items)
+    # log(0 + 1), log(1 + 1), and the item that is not the user's own stays at log(1 + 1)
+    assert scores[0].tolist() == pytest.approx([0.0, np.log(2), np.log(2)])
+    assert share.tolist() == [0.5, 0.5]  # a user weighs one, however many items
+
+
+def test_counts_of_one_teach_the_head_nothing() -> None:
+    """Everybody takes an item of their own; with their own counts left in, popularity would look perfect."""
+    users = 60
+    data = FittingData(
+        interests=np.zeros((users, D), np.float32),
+        offsets=np.arange(users + 1),
+        items=np.arange(users, dtype=np.int32),
+        counts=counts_by_group([np.arange(users)], ITEMS),
+    )
+    assert fitted(data).weights[0] < 0.5
+
+
+@pytest.mark.parametrize("users", [0, 1, 9])
+def test_too_few_people_leave_popularity_alone(users: int) -> None:
+    data = people(3.0, users)
+    head = fitted(data)
+    assert head.scale == 0.0
+    assert head.prior == pytest.approx(np.log1p(data.counts[0]))
+
+
+def test_a_head_comes_back_from_its_arrays_unchanged() -> None:
+    head = popularity_head(np.array([[1, 2, 3], [0, 1, 0]]), 4)
+    again = ServingHead.from_arrays(head.to_arrays())
+    assert again.prior.tolist() == head.prior.tolist()
+    assert again.scale == head.scale
+
+
+def test_users_without_items_do_no_harm() -> None:
+    data = people(3.0, 30)
+    offsets = np.concatenate([data.offsets, [data.offsets[-1]] * 5])
+    interests = np.concatenate([data.interests, np.zeros((5, D), np.float32)])
+    more = FittingData(interests=interests, offsets=offsets, items=data.items, counts=data.counts)
+    assert np.isfinite(fitted(more).prior).all()
