@@ -148,7 +148,11 @@ def twin(settings: ClientSettings, home: Path, ledger: Path) -> ClientSettings:
 def forget_prepared(settings: Sequence[ClientSettings]) -> None:
     """Deletes what can be made again from the partners' files: a run folder stays small."""
     for each in settings:
-        shutil.rmtree(each.at_home("prepared"), ignore_errors=True)
+        prepared = each.at_home("prepared")
+        if prepared.is_symlink():  # of a twin
+            prepared.unlink()
+        else:
+            shutil.rmtree(prepared, ignore_errors=True)
 
 
 def _name_pseudonym_key(settings: ClientSettings, seed: int) -> None:

@@ -120,7 +120,7 @@ def run_scenario(
     metrics = _measure(folder, scenario, settings, outcome, split_seed, clock, tell)
     write_metrics(folder.metrics, metrics)
     if not keep_prepared:
-        forget_prepared(settings)
+        forget_prepared([*twins, *settings])
     _present(folder)
     return folder.path
 
