@@ -1,0 +1,200 @@
+"""Preparation: once for each version of the files, whole or not at all, and without the people whom a benchmark holds out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import resource
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.data.histories import Histories
+from client.data.split import TRAIN, role
+from client.model.text_encoder import TextEncoder
+from client.passport_exchange import export, for_training, take_in
+from client.preparation import prepare, without_last
+from client.settings import ClientSettings
+from shared.errors import DataError, StateError, StorageError
+from tests.client.partner_world import CONFIG, LINKED, SPLIT_SEED, World, link_id, people
+
+
+def versions(settings: ClientSettings) -> list[str]:
+    return sorted(path.name for path in settings.at_home("prepared").iterdir())
+
+
+def held_out() -> set[str]:
+    """Names of people whom the split keeps from training, computed from the links alone."""
+    names = people("books")[:LINKED]
+    roles = role([link_id(name) for name in names], SPLIT_SEED)
+    return {name for name, r in zip(names, roles.tolist(), strict=True) if r != TRAIN}
+
+
+def test_the_second_call_opens_what_the_first_left_and_encodes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = world["books"]
+    before = versions(settings)
+
+    def encode(*_: object) -> None:
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(TextEncoder, "encode", encode)
+    for name in ("items.csv", "interactions.csv", "links.csv"):
+        (world.root / "books" / name).chmod(0)
+    prepared = prepare(settings, CONFIG)
+
+    assert versions(settings) == before
+    assert len(prepared.everyone) == len(people("books"))
+
+
+def test_a_changed_file_or_setting_makes_a_new_version(world: World) -> None:
+    settings = world["books"]
+    old = prepare(settings, CONFIG)
+    with (world.root / "books/interactions.csv").open("a") as file:
+        file.write("newcomer,b01,1600000000\nnewcomer,b02,1600000001\n")
+    new = prepare(settings, CONFIG)
+    shorter = prepare(settings, dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, max_items_per_user=3)))
+
+    assert len(new.everyone) == len(old.everyone) + 1
+    assert shorter.everyone.lengths.max() == 3
+    assert len({old.folder, new.folder, shorter.folder}) == 3
+
+
+def test_two_processes_that_prepare_at_once_leave_one_whole_version(world: World) -> None:
+    settings = world["books"]
+    (only,) = versions(settings)
+    subprocess.run(["rm", "-r", str(settings.at_home("prepared"))], check=True)
+    script = (
+        "import sys; from pathlib import Path; from client.preparation import prepare; from client.settings import ClientSettings;"
+        "from tests.client.partner_world import CONFIG; print(len(prepare(ClientSettings.read(Path(sys.argv[1])), CONFIG).everyone))"
+    )
+    run = [sys.executable, "-c", script, world.toml("books")]
+    root = Path(__file__).resolve().parents[2]
+    both = [subprocess.Popen(run, stdout=subprocess.PIPE, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}) for _ in range(2)]
+
+    assert [int(one.communicate(timeout=120)[0]) for one in both] == [len(people("books"))] * 2
+    assert versions(settings) == [only]
+
+
+def test_a_full_disk_is_a_storage_error_and_leaves_nothing_behind(world: World) -> None:
+    settings = world["books"]
+    subprocess.run(["rm", "-r", str(settings.at_home("prepared"))], check=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # no file may grow beyond this
+    try:
+        with pytest.raises(StorageError):
+            prepare(settings, CONFIG)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert versions(settings) == []
+    assert len(prepare(settings, CONFIG).everyone) == len(people("books"))
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, file = world["books"], world.root / "books/interactions.csv"
+    file.write_text(file.read_text() + "late,b01,1600000000\n")
+    real = TextEncoder.encode
+
+    def encode(self: TextEncoder, texts: list[str], progress: None = None) -> np.ndarray:
+        os.utime(file)  # the export goes on
+        return np.asarray(real(self, texts, progress))
+
+    monkeypatch.setattr(TextEncoder, "encode", encode)
+    before = versions(settings)
+
+    with pytest.raises(DataError, match="changed while it was read"):
+        prepare(settings, CONFIG)
+    assert versions(settings) == before
+
+
+def test_a_missing_file_is_named(world: World) -> None:
+    (world.root / "books/links.csv").unlink()
+
+    with pytest.raises(DataError, match=r"there is no file links\.csv"):
+        prepare(world["books"], CONFIG)
+
+
+def test_only_the_owner_reads_what_was_prepared(world: World) -> None:
+    assert stat.S_IMODE(prepare(world["books"], CONFIG).folder.stat().st_mode) == 0o700
+
+
+def test_held_out_people_are_in_no_training_history_count_or_passport(world: World) -> None:
+    source, target = world["books"], world["films"]
+    sent = export(source, CONFIG, prepare(source, CONFIG), "films", world.space_version)
+    take_in(target, world.space_version, sent.path, dimension=CONFIG.model.dimension)
+    prepared = prepare(target, CONFIG)
+    passports = for_training(target, prepared, world.space_version, CONFIG.model.dimension)
+    away = held_out()
+
+    assert 0 < len(away) < LINKED
+    assert len(prepared.training) == len(people("films")) - len(away)
+    assert set(prepared.roles[prepared.training_rows].tolist()) == {TRAIN}
+    assert len(passports.vectors) == LINKED - len(away) == int((passports.rows >= 0).sum())
+    # both partners hold out the same people, without a word between them
+    here, there = prepared.links["books"], prepare(source, CONFIG).links["films"]
+    mine = {link for link, row in zip(here.link_ids, here.rows, strict=True) if prepared.roles[row] != TRAIN}
+    theirs = {link for link, row in zip(there.link_ids, there.rows, strict=True) if prepare(source, CONFIG).roles[row] != TRAIN}
+    assert mine == theirs == {link_id(name) for name in away}
+
+
+def test_a_passport_reaches_the_very_user_who_holds_its_link(world: World) -> None:
+    source, target = world["books"], world["films"]
+    books = prepare(source, CONFIG)
+    take_in(target, world.space_version, export(source, CONFIG, books, "films", world.space_version).path, dimension=8)
+    prepared = prepare(target, CONFIG)
+    passports = for_training(target, prepared, world.space_version, 8)
+    from client.passport_exchange import interests
+
+    here, there = prepared.links["books"], books.links["films"]
+    for position, row in enumerate(prepared.training_rows.tolist()):
+        link = here.link_ids[here.rows == row]
+        if len(link):
+            origin = there.rows[there.link_ids == link[0]]
+            expected = interests(books.everyone, origin, np.asarray(books.coordinates(world.space_version)), CONFIG)[0]
+            np.testing.assert_array_equal(passports.vectors[passports.rows[position, 0]], expected)
+
+
+def test_linked_users_without_any_passport_are_trained_without_one(world: World) -> None:
+    prepared = prepare(world["films"], CONFIG)
+
+    passports = for_training(world["films"], prepared, world.space_version, CONFIG.model.dimension)
+
+    assert passports.vectors.shape == (0, CONFIG.model.dimension)
+    assert (passports.rows == -1).all()
+
+
+def test_the_latest_item_is_kept_back_from_training_alone(world: World) -> None:
+    prepared = prepare(world["books"], CONFIG)
+    everyone = prepared.everyone.select(prepared.roles == TRAIN)
+
+    assert (everyone.lengths - prepared.training.lengths).tolist() == [1] * len(everyone)  # everybody has at least four
+    for user in range(len(everyone)):
+        mine = everyone.items[everyone.offsets[user] : everyone.offsets[user + 1]]
+        kept = prepared.training.items[prepared.training.offsets[user] : prepared.training.offsets[user + 1]]
+        assert kept.tolist() == mine[:-1].tolist()
+
+
+def test_without_last_leaves_short_histories_alone() -> None:
+    histories = Histories(offsets=np.array([0, 0, 1, 3, 6]), items=np.arange(6, dtype=np.int32), times=np.arange(6))
+
+    shorter = without_last(histories)
+
+    assert shorter.offsets.tolist() == [0, 0, 1, 3, 5]  # 0, 1 and 2 items stay, of 3 the latest goes
+    assert shorter.items.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_without_a_benchmark_everybody_trains(world: World) -> None:
+    settings = dataclasses.replace(world["books"], benchmark=ClientSettings(domain="books").benchmark)
+    prepared = prepare(settings, CONFIG)
+
+    assert len(prepared.training) == len(prepared.everyone) == len(people("books"))
+    np.testing.assert_array_equal(prepared.training.items, prepared.everyone.items)
+
+
+def test_an_interest_space_that_was_never_sent_is_unknown(world: World) -> None:
+    with pytest.raises(StateError, match="does not know the interest space"):
+        prepare(world["books"], CONFIG).coordinates("0" * 16)
