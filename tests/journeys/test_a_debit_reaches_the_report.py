@@ -1,0 +1,135 @@
+"""What is printed is what the ledger files add up to, over one run and over several; a run above the ceiling trains nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dp_accounting
+import pytest
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.rdp import RdpAccountant
+
+from shared.errors import BudgetExhausted
+from shared.privacy.ledger import Ledger
+from simulations.scenario import run_scenario
+from tests.journeys.tiny_world import DOMAINS, metrics, tiny
+
+pytestmark = pytest.mark.journey
+
+ROOT = Path(__file__).parents[2]
+OVERRIDES = tiny(ceiling__epsilon=3.0)
+Events = list[tuple[str, dict[str, Any]]]
+
+
+def read(ledgers: Path, domain: str) -> Events:
+    """Kind and payload of every event, without a line of ours."""
+    database = sqlite3.connect(f"file:{ledgers / domain}.sqlite?mode=ro", uri=True)
+    try:
+        return [(kind, json.loads(payload)) for kind, payload in database.execute("SELECT kind, payload FROM events ORDER BY seq")]
+    finally:
+        database.close()
+
+
+def kinds(events: Events) -> list[str]:
+    return [kind for kind, _ in events]
+
+
+def recomputed(events: Events, accountant: PLDAccountant | RdpAccountant) -> float:
+    """Epsilon of all intents by one accountant of dp-accounting."""
+    for kind, said in events:
+        if kind == "intent":
+            mechanism = said["mechanism"]
+            assert mechanism["kind"] == "poisson_gaussian"
+            step = dp_accounting.GaussianDpEvent(float.fromhex(mechanism["noise_multiplier"]))
+            accountant.compose(dp_accounting.PoissonSampledDpEvent(float.fromhex(mechanism["sampling_rate"]), step), mechanism["steps"])
+    return accountant.get_epsilon(float.fromhex(events[0][1]["delta"]))
+
+
+def pld(events: Events) -> float:
+    return recomputed(events, PLDAccountant(value_discretization_interval=1e-4))
+
+
+def rdp(events: Events) -> float:
+    """By the one order that the first schedule recorded."""
+    [order] = {said["filter_order"] for kind, said in events if kind == "schedule"}
+    return recomputed(events, RdpAccountant(orders=[float.fromhex(order)]))
+
+
+def test_two_runs_add_up_and_a_third_one_trains_nothing(tmp_path: Path) -> None:
+    ledgers = tmp_path / "ledgers"
+
+    def run(seed: int) -> Path:
+        return run_scenario("demo", out=tmp_path / "runs", seed=seed, epsilon=2.0, ledgers=ledgers, overrides=OVERRIDES)
+
+    # the first run: PLD decides
+    first = metrics(run(0))["privacy"]
+    for domain in DOMAINS:
+        events = read(ledgers, domain)
+        assert kinds(events) == ["genesis", "schedule", *["intent", "commit"] * 2]
+        assert events[1][1]["decided_by"] == "pld"
+        assert first[domain]["epsilon"] == pytest.approx(pld(events), abs=2e-3)
+        assert first[domain]["epsilon"] < 2.0  # the reserve was paid for, but not spent
+        assert (first[domain]["ceiling"], first[domain]["delta"], first[domain]["events"]) == (3.0, 1e-6, 2)
+
+    # the second run: the filter decides, and everything counts
+    folder = run(1)
+    second = metrics(folder)["privacy"]
+    for domain in DOMAINS:
+        events = read(ledgers, domain)
+        assert kinds(events) == ["genesis", *["schedule", "intent", "commit", "intent", "commit"] * 2]
+        assert [said["decided_by"] for kind, said in events if kind == "schedule"] == ["pld", "rdp-filter"]
+        assert second[domain]["epsilon"] == pytest.approx(rdp(events), abs=1e-9)
+        assert second[domain]["epsilon"] >= pld(events) > first[domain]["epsilon"]
+        assert second[domain]["pld"] == pytest.approx(pld(events), abs=2e-3)
+        with Ledger.open(ledgers / f"{domain}.sqlite", read_only=True) as ledger:
+            assert ledger.adaptive
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    assert [(line["replies"], line["refused"]) for line in lines] == [(list(DOMAINS), [])] * 2  # the receipts of both runs were accepted
+    assert lines[-1]["epsilon"] == {domain: second[domain]["epsilon"] for domain in DOMAINS}
+    print({run: {d: round(spent[d]["epsilon"], 4) for d in DOMAINS} for run, spent in (("first", first), ("second", second))})
+
+    # a third run would pass the ceiling
+    before = {domain: read(ledgers, domain) for domain in DOMAINS}
+    with pytest.raises(BudgetExhausted) as caught:
+        run(2)
+    error = caught.value
+    assert (error.exit_code, error.ceiling, error.delta) == (10, 3.0, 1e-6)
+    assert error.requested > error.remaining > 0
+    assert "books" in error.what
+    assert "ceiling" in error.do
+    print(error)
+    for domain in DOMAINS:
+        events = read(ledgers, domain)
+        assert events[:-1] == before[domain]
+        kind, said = events[-1]
+        assert (kind, said["round"], said["intents"]) == ("refused", 0, 3)
+        assert (float.fromhex(said["requested"]), float.fromhex(said["remaining"])) == (error.requested, error.remaining)
+    [stopped] = [path for path in (tmp_path / "runs").iterdir() if not (path / "metrics.json").exists()]
+    assert list(stopped.glob("clients/*/home/state")) == []
+    assert list((stopped / "transfer_layer").iterdir()) == []
+
+    # the same through the command, in a process of its own
+    given = [word for key, value in OVERRIDES.items() for word in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "simulations.cli", "run", "demo", "--json", "--epsilon", "2", "--seed", "3"]
+    done = subprocess.run(
+        [*command, "--ledgers", str(ledgers), "--out", str(tmp_path / "runs"), *given],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 10, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    said = json.loads(done.stdout)
+    print(json.dumps(said))
+    assert said["error"]["exit_code"] == 10
+    for domain in DOMAINS:
+        assert [kind for kind in kinds(read(ledgers, domain)) if kind == "intent"] == ["intent"] * 4
