@@ -1,7 +1,7 @@
 """What a round costs besides local training: ledger, gate, state, messages, admission, averaging, checkpoint.
 
 Two domains of the size of `arts_office` (18,000 items, 9,500 users, a third of them linked, 10 steps a round) in an in-process federation.
-Local training is the time inside `dp_sgd.train`; the figure is the share of everything else in a round's seconds, as `rounds.jsonl` has them.
+Local training is the time inside `dp_sgd.train`; the figure is the share of the rest in a round's seconds, as `rounds.jsonl` has them.
 """
 
 from __future__ import annotations

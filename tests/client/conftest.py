@@ -11,7 +11,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from shared.privacy.ledger import Ledger
 from tests.client.gated_domain import CONFIG, MECHANISM, RUN, Domain
-from tests.client.partner_world import World, settle
+from tests.client.partner_world import World, settle, trained
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +54,15 @@ def world(settled: World, tmp_path: Path) -> World:
     """Two partners who were greeted and hold an interest space; each test works on its own copy."""
     shutil.copytree(settled.root, tmp_path / "world")
     return World(root=tmp_path / "world", space_version=settled.space_version)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, text_cache: Path) -> World:
+    return trained(tmp_path_factory.mktemp("finished"), text_cache)
+
+
+@pytest.fixture
+def done(finished: World, tmp_path: Path) -> World:
+    """The same partners after a whole run; each test works on its own copy."""
+    shutil.copytree(finished.root, tmp_path / "done")
+    return World(root=tmp_path / "done", space_version=finished.space_version)

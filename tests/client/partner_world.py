@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from client import queries
-from client.passport_exchange import own_keys
+from client import delivery, queries, rounds
+from client.passport_exchange import export, own_keys, take_in
+from client.preparation import prepare
 from client.settings import BenchmarkSettings, CeilingSettings, ClientSettings, DataSettings, PassportSettings
 from shared import wire
 from shared.config import ModelConfig, PrivacyConfig, RunConfig, TrainingConfig
@@ -122,3 +123,21 @@ def final_layer() -> wire.Deliver:
     generator = np.random.default_rng(8)
     arrays = {name: generator.normal(size=a.shape).astype(np.float32) for name, a in initial_arrays(CONFIG.model, 3).items()}
     return wire.Deliver(run_id=RUN, round=2, arrays=arrays)
+
+
+def exchange(world: World) -> None:
+    """Passports both ways, as files."""
+    for source, target in (DOMAINS, DOMAINS[::-1]):
+        made = export(world[source], CONFIG, prepare(world[source], CONFIG), target, world.space_version)
+        take_in(world[target], world.space_version, made.path, dimension=CONFIG.model.dimension)
+
+
+def trained(root: Path, text_cache: Path) -> World:
+    """A whole run, without a server: passports, two rounds at each partner, delivery."""
+    world = settle(root, text_cache)
+    exchange(world)
+    for domain in DOMAINS:
+        for round in (1, 2):
+            rounds.train(world[domain], instruction(round), bundle_digest="b" * 64, code_version="0")
+        delivery.deliver(world[domain], final_layer())
+    return world

@@ -1,0 +1,147 @@
+"""Evaluation: who is asked about, what is true of them, and what was seen, checked against the files themselves."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import shutil
+
+import numpy as np
+import pytest
+
+from client.data.histories import Histories
+from client.data.split import COLD, VALIDATION, role
+from client.evaluation import LIST_LENGTH, EvaluatedDomain, _distinct_items, evaluated, rank
+from client.model.domain_head import ServingHead
+from client.queries import CurrentRun
+from shared.errors import StateError
+from tests.client.partner_world import CONFIG, LINKED, SPLIT_SEED, World, link_id, people
+
+
+def rows_of(world: World, domain: str) -> dict[str, list[int]]:
+    """Person -> items in the order of time, from the file."""
+    found: dict[str, list[int]] = {}
+    with (world.root / domain / "interactions.csv").open() as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["user_id"], []).append(int(row["item_id"][1:]))
+    return found
+
+
+def key(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
+@pytest.fixture
+def films(done: World) -> EvaluatedDomain:
+    return evaluated(done["films"])
+
+
+def personal(films: EvaluatedDomain) -> EvaluatedDomain:
+    """With a head that listens to the interest alone."""
+    d = CONFIG.model.dimension
+    head = ServingHead(
+        scale=1.0,
+        offset=np.zeros(d, np.float32),
+        weights=np.zeros(1, np.float32),
+        log_counts=np.zeros((1, films.n_items), np.float32),
+    )
+    return dataclasses.replace(films, heads=dict.fromkeys(films.heads, head))
+
+
+@pytest.mark.parametrize("wanted", [COLD, VALIDATION])
+def test_all_items_of_a_held_out_person_are_the_truth_and_nothing_was_seen(done: World, films: EvaluatedDomain, wanted: int) -> None:
+    names = people("films")[:LINKED]
+    roles = role([link_id(name) for name in names], SPLIT_SEED)
+    truth = {key(link_id(n)): sorted(rows_of(done, "films")[n]) for n, r in zip(names, roles.tolist(), strict=True) if r == wanted}
+
+    asked = films.people("books", wanted)
+
+    found = {person.tobytes(): asked.truth[asked.offsets[at] : asked.offsets[at + 1]].tolist() for at, person in enumerate(asked.persons)}
+    assert found == truth
+    assert len(asked.seen) == 0
+    assert asked.seen_offsets.tolist() == [0] * (asked.users + 1)
+
+
+def test_of_warm_people_the_latest_item_is_true_and_the_others_were_seen(done: World, films: EvaluatedDomain) -> None:
+    rows = {key(f"films/{name}"): items for name, items in rows_of(done, "films").items()}
+
+    asked = films.warm_people()
+
+    assert asked.users == len(films.domain.prepared.training)
+    for at, person in enumerate(asked.persons):
+        items = rows[person.tobytes()]
+        assert asked.truth[asked.offsets[at] : asked.offsets[at + 1]].tolist() == [items[-1]]
+        assert asked.seen[asked.seen_offsets[at] : asked.seen_offsets[at + 1]].tolist() == sorted(items[:-1])
+
+
+def test_an_item_taken_twice_is_held_out_all_the_same(done: World, films: EvaluatedDomain) -> None:
+    prepared = films.domain.prepared
+    items = np.array(prepared.training.items)
+    latest = prepared.everyone.items[prepared.everyone.offsets[prepared.training_rows + 1] - 1]
+    items[prepared.training.offsets[:-1]] = latest  # everybody's first item is the one that was kept back
+    training = Histories(offsets=prepared.training.offsets, items=items, times=prepared.training.times)
+    twice = dataclasses.replace(films.domain, prepared=dataclasses.replace(prepared, training=training))
+
+    asked = dataclasses.replace(films, domain=twice).warm_people()
+
+    for at in range(asked.users):
+        seen = asked.seen[asked.seen_offsets[at] : asked.seen_offsets[at + 1]]
+        assert asked.truth[at] not in seen
+        assert len(seen) == prepared.training.lengths[at] - 1
+
+
+def test_shuffled_is_the_same_model_fed_with_somebody_elses_passport(films: EvaluatedDomain) -> None:
+    films = personal(films)
+    asked = films.people("books")
+    own, other = (method(asked, "books")(0, asked.users) for method in (films.federated, films.shuffled))
+
+    same = [any(np.array_equal(theirs, mine) for theirs in other) for mine in own]
+    moved = [not np.array_equal(mine, theirs) for mine, theirs in zip(own, other, strict=True)]
+
+    assert all(same)  # nobody's passport is lost or invented
+    assert sum(moved) >= asked.users - 3  # a permutation leaves about one in place
+    again = films.shuffled(asked, "books")(0, asked.users)
+    np.testing.assert_array_equal(again, other)
+
+
+def test_head_only_does_not_read_the_transfer_layer(films: EvaluatedDomain) -> None:
+    asked = films.people("books")
+    before = films.head_only(asked, "books")(0, asked.users)
+    for parameter in films.model.transfer.parameters():
+        parameter.data.fill_(3.0)
+
+    np.testing.assert_array_equal(films.head_only(asked, "books")(0, asked.users), before)
+
+
+def test_ranks_are_those_of_the_scores_and_lists_of_a_small_catalogue_are_padded(films: EvaluatedDomain) -> None:
+    asked = films.people("books")
+    scores = -np.arange(films.n_items, dtype=np.float32)  # item 0 is best for everybody
+
+    found = rank(asked, lambda start, stop: np.tile(scores, (stop - start, 1)), films.n_items)
+    small = rank(dataclasses.replace(asked, truth=asked.truth % 7), lambda start, stop: np.tile(scores[:7], (stop - start, 1)), 7)
+
+    assert found.ranks.tolist() == asked.truth.tolist()
+    assert found.top.shape == (asked.users, LIST_LENGTH)
+    assert small.top[0].tolist() == [*range(7), *[-1] * (LIST_LENGTH - 7)]
+
+
+def test_distinct_items_of_nobody_are_none() -> None:
+    items, offsets = _distinct_items(np.arange(4, dtype=np.int32), np.array([0, 2, 4]), np.zeros(0, dtype=np.int64))
+
+    assert (items.tolist(), offsets.tolist()) == ([], [0])
+
+
+def test_before_delivery_there_is_nothing_to_measure(done: World) -> None:
+    shutil.rmtree(done["films"].at_home("serving"))
+    with pytest.raises(StateError, match="nothing was delivered here"):
+        evaluated(done["films"])
+
+
+def test_heads_of_the_last_run_are_not_measured_in_this_one(done: World) -> None:
+    run = CurrentRun(done["films"])
+    run.begin("run-2", CONFIG)
+    run.fix_space(done.space_version)
+
+    with pytest.raises(StateError, match="nothing was delivered here in this run"):
+        evaluated(done["films"])
