@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from shared.privacy.ledger import Ledger
 from tests.client.partner_world import CONFIG, RUN, World
 
 
-def changed(**privacy: object) -> RunConfig:
+def changed(**privacy: Any) -> RunConfig:
     return dataclasses.replace(CONFIG, privacy=dataclasses.replace(CONFIG.privacy, **privacy))
 
 
