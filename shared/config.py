@@ -117,7 +117,7 @@ class AggregationConfig:
 class ComputeConfig:
     """What only changes speed or memory. Not part of the configuration hash."""
 
-    torch_threads: int = setting(2, "threads of a local round", low=1, high=256)
+    torch_threads: int = setting(1, "threads of a local round; more help on an idle machine only, because a step is short", low=1, high=256)
     micro_batch_users: int = setting(512, "users whose gradients are in memory at a time", unit="users", low=1, high=100_000)
     text_batch_tokens: int = setting(1024, "padded tokens in a batch of the text encoder", unit="tokens", low=64, high=1_000_000)
 

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 GATES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
-"""How far the transferred interest is let in: 0 = not at all, 1 = as likelihood has it, above 1 = further, because lists reward boldness."""
+"""How far the interest is let in: 0 = not at all, 1 = as likelihood has it, above 1 = further, because lists reward boldness."""
 
 CUTS = (5, 10, 20, 50)
 _STEPS, _USERS_PER_STEP, _LEARNING_RATE = 80, 192, 0.08
-_HELD_BACK, _MOST_HELD_BACK, _USERS_AT_A_TIME = 0.2, 1000, 256
+_PARTS, _FEW, _MOST_HELD_BACK, _USERS_AT_A_TIME = 5, 500, 1000, 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -96,7 +96,7 @@ def popularity_head(counts: np.ndarray, dimension: int) -> ServingHead:
 
 
 def fit(data: FittingData, coordinates: np.ndarray, *, generator: np.random.Generator) -> ServingHead:
-    """Fits the head on most of the people and sets its gate on the rest.
+    """Fits the head on most of the people and sets its gate on the rest; where people are few, each part of them is held back in turn.
 
     Args:
         data: the people; with fewer than ten the head is popularity alone.
@@ -105,15 +105,30 @@ def fit(data: FittingData, coordinates: np.ndarray, *, generator: np.random.Gene
     """
     if data.users < 10:
         return popularity_head(data.counts, coordinates.shape[1])
-    order = generator.permutation(data.users)
-    back = max(2, int(_HELD_BACK * data.users))
-    held_back, fitted_on = order[:back], order[back:]
     items = torch.from_numpy(np.array(coordinates))  # a copy: the file is mapped read-only
-    full = _climb(data, items, fitted_on, generator, with_interest=True)
-    plain = _climb(data, items, fitted_on, generator, with_interest=False)
-    heads = [popularity_head(data.counts, coordinates.shape[1]), *(_between(plain, full, gate) for gate in GATES)]
-    gains = [_hit_rate(head, data, np.asarray(coordinates), held_back[:_MOST_HELD_BACK]) for head in heads]
-    return heads[int(np.argmax(gains))]  # the first of equals, so that popularity has the benefit of the doubt
+    parts = np.array_split(generator.permutation(data.users), _PARTS)
+    few = data.users < _FEW
+    hits: list[np.ndarray] = []
+    for held_back in parts if few else parts[:1]:
+        fitted_on = np.setdiff1d(np.arange(data.users), held_back)
+        heads = _candidates(data, items, fitted_on, generator)
+        hits.append(np.stack([_hits(head, data, np.asarray(coordinates), held_back[:_MOST_HELD_BACK]) for head in heads]))
+    chosen = _trusted(np.concatenate(hits, axis=1))
+    return _candidates(data, items, np.arange(data.users), generator)[chosen] if few else heads[chosen]
+
+
+def _candidates(data: FittingData, items: torch.Tensor, people: np.ndarray, generator: np.random.Generator) -> list[ServingHead]:
+    """Popularity, and a head for each gate."""
+    full = _climb(data, items, people, generator, with_interest=True)
+    plain = _climb(data, items, people, generator, with_interest=False)
+    return [popularity_head(data.counts, items.shape[1]), *(_between(plain, full, gate) for gate in GATES)]
+
+
+def _trusted(hits: np.ndarray) -> int:
+    """The candidate with the most hits, (candidates, people), if it gains more over popularity than one standard error; else popularity."""
+    best = int(np.argmax(hits.mean(axis=1)))
+    gain = hits[best] - hits[0]
+    return best if gain.mean() > gain.std() / np.sqrt(len(gain)) else 0
 
 
 def _log(counts: np.ndarray) -> np.ndarray:
@@ -171,20 +186,21 @@ def _climb(
 
 
 @torch.no_grad()
-def _hit_rate(head: ServingHead, data: FittingData, coordinates: np.ndarray, people: np.ndarray) -> float:
-    """Share of people with an item of theirs among the first k, averaged over `CUTS`; their own items count without them."""
+def _hits(head: ServingHead, data: FittingData, coordinates: np.ndarray, people: np.ndarray) -> np.ndarray:
+    """(people,) whether an item of theirs is among the first k, averaged over `CUTS`; their own items count without them."""
     log_counts, without = _tensors(data)
     weights = torch.from_numpy(np.asarray(head.weights, dtype=np.float32))
-    hits = 0.0
+    cuts = torch.tensor(CUTS)
+    parts = []
     for start in range(0, len(people), _USERS_AT_A_TIME):
         users = people[start : start + _USERS_AT_A_TIME]
         rows, items, _ = data.of(users)
         scores = _own_scores(torch.from_numpy(head.scores(data.interests[users], coordinates)), weights, log_counts, without, rows, items)
         best = torch.full((len(users),), -torch.inf).scatter_reduce(0, rows, scores[rows, items], "amax")
         rank = (scores > best[:, None]).sum(dim=1) + ((scores == best[:, None]).sum(dim=1) - 1).clamp(min=0) / 2
-        known = torch.isfinite(best)
-        hits += sum(float(((rank < cut) & known).sum()) for cut in CUTS) / len(CUTS)
-    return hits / len(people)
+        found = (rank[:, None] < cuts) & torch.isfinite(best)[:, None]  # (people, cuts)
+        parts.append(found.float().mean(dim=1).numpy())
+    return np.concatenate(parts)
 
 
 def counts_by_group(items: Sequence[np.ndarray], n_items: int) -> np.ndarray:
