@@ -32,7 +32,9 @@ def settings_of_node(context: Context) -> ClientSettings:
     """
     path = context.node_config.get("partner-toml")
     if not isinstance(path, str):
-        raise ConfigError("this SuperNode names no partner-toml", do="Start it with --node-config 'partner-toml=\"/path/to/partner.toml\"'.")
+        raise ConfigError(
+            "this SuperNode names no partner-toml", do="Start it with --node-config 'partner-toml=\"/path/to/partner.toml\"'."
+        )
     return ClientSettings.read(Path(path))
 
 
@@ -72,7 +74,15 @@ def build_client_app(settings_of: SettingsOf) -> Gate:
     def train(message: Message, context: Context) -> Message:
         from .rounds import train as answer
 
-        return _reply(message, answer(settings_of(context), wire.RoundInstruction.unpack(message.content), bundle_digest=code_digest(), code_version=code_version()))
+        return _reply(
+            message,
+            answer(
+                settings_of(context),
+                wire.RoundInstruction.unpack(message.content),
+                bundle_digest=code_digest(),
+                code_version=code_version(),
+            ),
+        )
 
     @app.query("deliver")
     def deliver(message: Message, context: Context) -> Message:

@@ -35,7 +35,9 @@ class Setting:
     choices: tuple[str, ...] = ()
 
 
-def setting(default: Any, help: str, *, unit: str = "", low: float = -math.inf, high: float = math.inf, choices: tuple[str, ...] = ()) -> Any:
+def setting(
+    default: Any, help: str, *, unit: str = "", low: float = -math.inf, high: float = math.inf, choices: tuple[str, ...] = ()
+) -> Any:
     return field(default=default, metadata={"setting": Setting(help, unit, low, high, choices)})
 
 
@@ -43,7 +45,9 @@ def setting(default: Any, help: str, *, unit: str = "", low: float = -math.inf, 
 class PrivacyConfig:
     """What changes the guarantee. All of it is public and fixed before any data are opened."""
 
-    epsilon: float = setting(8.0, "target of the whole run in each domain, add/remove one user; inf = no privacy, simulations only", low=1e-3)
+    epsilon: float = setting(
+        8.0, "target of the whole run in each domain, add/remove one user; inf = no privacy, simulations only", low=1e-3
+    )
     delta: float = setting(1e-6, "probability that the bound does not hold", low=1e-12, high=1e-2)
     noise_multiplier: float = setting(0.0, "noise standard deviation / sensitivity; 0 = solve it from epsilon", low=0.0, high=1e4)
     sampling_rate: float = setting(0.1, "chance of each user to be in a batch (Poisson)", low=1e-6, high=1.0)
@@ -53,7 +57,9 @@ class PrivacyConfig:
     rounds: int = setting(15, "rounds of the run", low=1, high=100_000)
     reserve_rounds: int = setting(1, "further rounds paid in advance, for attempts that are lost", low=0, high=10_000)
     steps_per_round: int = setting(10, "DP-SGD steps in a local round", low=1, high=100_000)
-    noise: str = setting("system", "source of the noise; anything but 'system' is a test build and NOT PRIVATE", choices=("system", "seeded", "none"))
+    noise: str = setting(
+        "system", "source of the noise; anything but 'system' is a test build and NOT PRIVATE", choices=("system", "seeded", "none")
+    )
 
     @property
     def private(self) -> bool:
@@ -141,7 +147,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         check(self)
         if self.model.descriptor_dimension > self.model.dimension:
-            raise ConfigError("model.descriptor_dimension is larger than model.dimension", do="A descriptor is cut from a vector of the interest space.")
+            raise ConfigError(
+                "model.descriptor_dimension is larger than model.dimension", do="A descriptor is cut from a vector of the interest space."
+            )
         if not self.name or not all(c.isalnum() or c in "-_" for c in self.name):
             raise ConfigError("name may hold letters, digits, '-' and '_' only, because folders are named by it")
 
@@ -183,7 +191,9 @@ def build(kind: type, values: Mapping[str, Any], path: str) -> Any:
         where = f"{path}{key}"
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
-            raise ConfigError(f"unknown key '{where}'", do=f"Did you mean '{path}{near[0]}'?" if near else f"Known keys: {', '.join(fields)}.")
+            raise ConfigError(
+                f"unknown key '{where}'", do=f"Did you mean '{path}{near[0]}'?" if near else f"Known keys: {', '.join(fields)}."
+            )
         if _is_table(fields[key]):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"'{where}' is a table of keys, not a single value")

@@ -53,17 +53,23 @@ def data_folders(scenario: Scenario, data: Path | None) -> dict[str, Path]:
         )
     folder = base / scenario.data.set
     if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}", do=f"--data (or {DATA_VARIABLE}) names the folder that holds '{scenario.data.set}'.")
+        raise DataError(
+            f"there is no folder {folder}", do=f"--data (or {DATA_VARIABLE}) names the folder that holds '{scenario.data.set}'."
+        )
     named = [name.strip() for name in scenario.data.domains.split(",") if name.strip()]
     domains = named or sorted(path.name for path in folder.iterdir() if path.is_dir())
     for domain in domains:
         for name in ("items.csv", "interactions.csv"):
             if not (folder / domain / name).is_file():
-                raise DataError(f"domain '{domain}': there is no file {folder / domain / name}", do="Each domain has items.csv and interactions.csv.")
+                raise DataError(
+                    f"domain '{domain}': there is no file {folder / domain / name}", do="Each domain has items.csv and interactions.csv."
+                )
     return {domain: (folder / domain).absolute() for domain in sorted(domains)}
 
 
-def settle(folder: RunFolder, scenario: Scenario, sources: dict[str, Path], *, split_seed: int, ledgers: Path | None) -> list[ClientSettings]:
+def settle(
+    folder: RunFolder, scenario: Scenario, sources: dict[str, Path], *, split_seed: int, ledgers: Path | None
+) -> list[ClientSettings]:
     """Makes a home for each domain: settings, links, keys, and a ledger where there is none yet.
 
     Args:
@@ -96,7 +102,9 @@ def settle(folder: RunFolder, scenario: Scenario, sources: dict[str, Path], *, s
                 unknown_items=scenario.data.unknown_items,
             ),
             ceiling=CeilingSettings(epsilon=scenario.ceiling_epsilon, delta=scenario.run.privacy.delta, set_by="simulation"),
-            agreed=AgreedRanges(max_sampling_rate=1.0, max_clip_norm=1e3, max_steps=10_000_000, test_builds=not scenario.run.privacy.private),
+            agreed=AgreedRanges(
+                max_sampling_rate=1.0, max_clip_norm=1e3, max_steps=10_000_000, test_builds=not scenario.run.privacy.private
+            ),
             passports=PassportSettings(outbox=str(post.absolute()), inbox=str(post.absolute()), automatic=True),
             benchmark=BenchmarkSettings(split_seed=split_seed, hold_out_last=True),
             base=home.absolute(),
@@ -177,7 +185,9 @@ def _links(interactions: dict[str, Path]) -> dict[str, pl.DataFrame]:
     users = {}
     for domain, path in interactions.items():
         try:
-            users[domain] = pl.read_csv(path, columns=["user_id"], schema_overrides={"user_id": pl.String}).get_column("user_id").drop_nulls().unique()
+            users[domain] = (
+                pl.read_csv(path, columns=["user_id"], schema_overrides={"user_id": pl.String}).get_column("user_id").drop_nulls().unique()
+            )
         except (pl.exceptions.PolarsError, OSError):
             users[domain] = pl.Series("user_id", [], dtype=pl.String)  # the partner's own check says what is wrong with the file
     columns = LinkColumns()
@@ -188,6 +198,13 @@ def _links(interactions: dict[str, Path]) -> dict[str, pl.DataFrame]:
             if partner != domain:
                 both = mine.filter(mine.is_in(theirs.implode())).sort()
                 tokens = [hashlib.sha256(f"isthmus link {user}".encode()).hexdigest()[:32] for user in both.to_list()]
-                parts.append(pl.DataFrame({columns.user: both, columns.partner: [partner] * len(both), columns.link: tokens}, schema=dict.fromkeys((columns.user, columns.partner, columns.link), pl.String)))
-        tables[domain] = pl.concat(parts) if parts else pl.DataFrame(schema=dict.fromkeys((columns.user, columns.partner, columns.link), pl.String))
+                parts.append(
+                    pl.DataFrame(
+                        {columns.user: both, columns.partner: [partner] * len(both), columns.link: tokens},
+                        schema=dict.fromkeys((columns.user, columns.partner, columns.link), pl.String),
+                    )
+                )
+        tables[domain] = (
+            pl.concat(parts) if parts else pl.DataFrame(schema=dict.fromkeys((columns.user, columns.partner, columns.link), pl.String))
+        )
     return tables

@@ -114,4 +114,6 @@ def matrix(histories: Histories, n_items: int) -> scipy.sparse.csr_array:
 
 def truth_matrix(people: HeldOut, n_items: int) -> scipy.sparse.csr_array:
     """(n, n_items) held-out items."""
-    return scipy.sparse.csr_array((np.ones(len(people.truth), dtype=np.float32), people.truth, people.offsets), shape=(people.users, n_items))
+    return scipy.sparse.csr_array(
+        (np.ones(len(people.truth), dtype=np.float32), people.truth, people.offsets), shape=(people.users, n_items)
+    )

@@ -129,7 +129,9 @@ def _prefixed(tell: Progress, stage: str, done: int, total: int) -> None:
     tell(f"control {stage}", done, total)
 
 
-def _begin(scenario: Scenario, out: Path, data: Path | None, split_seed: int, ledgers: Path | None) -> tuple[RunFolder, list[ClientSettings]]:
+def _begin(
+    scenario: Scenario, out: Path, data: Path | None, split_seed: int, ledgers: Path | None
+) -> tuple[RunFolder, list[ClientSettings]]:
     config = scenario.run
     sources = data_folders(scenario, data) if scenario.data.kind == "folder" else None
     stamp = time.strftime("%Y%m%d-%H%M%S")

@@ -52,7 +52,7 @@ class ServingHead:
         return (self.scale * (interests + self.offset)).astype(np.float32) @ coordinates.T + self.prior
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        return {"scale": np.float32([self.scale]), "offset": self.offset, "weights": self.weights, "log_counts": self.log_counts}
+        return {"scale": np.array([self.scale], dtype=np.float32), "offset": self.offset, "weights": self.weights, "log_counts": self.log_counts}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> ServingHead:
@@ -175,7 +175,7 @@ def _climb(
         scores = _own_scores(scores, weights, log_counts, without, rows, items)
         loss = -(torch.log_softmax(scores, dim=1)[rows, items] * share).sum() / len(users)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     return ServingHead(
         scale=float(log_scale.detach().exp()) if with_interest else 0.0,
