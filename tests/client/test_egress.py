@@ -14,6 +14,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.utils import get_load_client_app_fn
+from ray import cloudpickle
 
 from client.egress import Border, Gate, gate_mod
 from shared import wire
@@ -332,8 +333,6 @@ def test_flowers_own_loader_takes_the_gate_for_an_app(tmp_path: Path, monkeypatc
 
 
 def test_the_gate_travels_to_a_ray_worker() -> None:
-    cloudpickle = pytest.importorskip("ray.cloudpickle")
-
     def nowhere(context: Context) -> Border:
         raise RuntimeError(MARKER)
 
