@@ -63,6 +63,7 @@ def test_a_changed_file_or_setting_makes_a_new_version(world: World) -> None:
     assert len({old.folder, new.folder, shorter.folder}) == 3
 
 
+@pytest.mark.journey
 def test_two_processes_that_prepare_at_once_leave_one_whole_version(world: World) -> None:
     settings = world["books"]
     (only,) = versions(settings)

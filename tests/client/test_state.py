@@ -164,6 +164,7 @@ _KILLED_AT_LINE = """
 """
 
 
+@pytest.mark.journey
 def test_a_process_killed_at_any_line_leaves_the_old_state_or_the_new_whole(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(_KILLED_AT_LINE), str(tmp_path)], capture_output=True, text=True, check=False

@@ -85,6 +85,7 @@ def test_mixed_histories_compose() -> None:
     assert max(alone) < both < sum(alone)
 
 
+@pytest.mark.journey
 def test_the_three_accountants_agree_on_the_known_value() -> None:
     answer = crosscheck([steps(200)], DELTA, time_limit_s=120)
     assert answer.agree, answer.why

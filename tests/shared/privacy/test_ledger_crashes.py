@@ -156,6 +156,7 @@ def test_a_process_killed_anywhere_while_it_commits_loses_no_commit(tmp_path: Pa
     assert killed_everywhere(tmp_path, written_once, prepare, check, stride=2) > 50
 
 
+@pytest.mark.journey
 def test_a_process_killed_while_it_admits_a_run_reserves_all_or_nothing(
     tmp_path: Path, new_ledger: Make, path: Path, admit: Act, intend: Intend
 ) -> None:
@@ -179,6 +180,7 @@ def test_a_process_killed_while_it_admits_a_run_reserves_all_or_nothing(
     assert killed_everywhere(tmp_path, at_rest, prepare, check, stride=37) > 5
 
 
+@pytest.mark.journey
 def test_a_ledger_whose_making_was_killed_is_whole_or_can_be_made(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -155,4 +155,4 @@ class LifeOfALedger(RuleBasedStateMachine):
 
 
 TestLifeOfALedger = LifeOfALedger.TestCase
-TestLifeOfALedger.settings = settings(max_examples=25, stateful_step_count=20, suppress_health_check=[HealthCheck.too_slow])
+TestLifeOfALedger.settings = settings(max_examples=10, stateful_step_count=20, suppress_health_check=[HealthCheck.too_slow])
