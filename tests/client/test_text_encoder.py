@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import client.model.text_encoder
@@ -149,6 +149,7 @@ def test_a_second_run_encodes_nothing_and_does_not_even_load_the_model(cached):
 
 
 @given(st.lists(st.sampled_from([*TEXTS[:5], "", " gel pens "]), max_size=12))
+@settings(max_examples=25)
 def test_cached_vectors_equal_fresh_ones(encoder, fresh, tmp_path_factory, texts):
     cached = with_cache(encoder, tmp_path_factory.mktemp("cache"))
     half = cached.encode(texts[::2])
