@@ -12,15 +12,13 @@ other, because skipping it would tell that it was empty.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
-from torch import nn
+from torch import Tensor, nn
 
 from client.model.objective import Batch
 from shared.privacy.mechanism import Mechanism
@@ -28,23 +26,41 @@ from shared.privacy.mechanism import Mechanism
 from .noise import NoiseSource
 from .sampler import Sampler
 
+_ROWS = 32
+"""Users whose gradients are in 64 bit at a time: few enough for the processor's cache."""
+
 
 class PerUserGradients(GradSampleModule):
-    """Opacus' hooks, without the zeroed buffer that they add into: a layer that is used once in a pass needs none (a third of the cost)."""
+    """Opacus' rule for linear layers without its full backward hooks and buffers, which cost a third of a step.
 
-    def capture_backprops_hook(
-        self, module: Any, forward_input: Any, forward_output: Any, loss_reduction: str, batch_first: bool
-    ) -> None:
-        """Called for each layer in the backward pass; leaves (batch, ...) gradients in ``grad_sample`` of its parameters."""
-        parameters = [p for p in module.parameters(recurse=False) if p.requires_grad]
-        plain = type(module) is nn.Linear and loss_reduction == "sum" and batch_first and self.hooks_enabled
-        if not plain or any(p._forward_counter != 1 or p.grad_sample is not None or hasattr(p, "_current_grad_sample") for p in parameters):
-            super().capture_backprops_hook(module, forward_input, forward_output, loss_reduction, batch_first)
+    They are only needed for other kinds of layers; a model that has one is left to Opacus altogether.
+    """
+
+    def add_hooks(self, *, loss_reduction: str = "mean", batch_first: bool = True, force_functorch: bool = False) -> None:
+        """Called by Opacus once, for the whole model."""
+        layers = list(self.iterate_submodules(self._module))
+        if loss_reduction != "sum" or not batch_first or force_functorch or any(type(layer) is not nn.Linear for layer in layers):
+            super().add_hooks(loss_reduction=loss_reduction, batch_first=batch_first, force_functorch=force_functorch)
             return
-        backprops = forward_output[0].detach()  # (batch, ..., out)
-        for parameter, sample in self.GRAD_SAMPLERS[nn.Linear](module, module.activations.pop(), backprops).items():
-            parameter.grad_sample = sample.contiguous()
-            parameter._forward_counter -= 1
+        self._module.autograd_grad_sample_hooks = [layer.register_forward_hook(self._wait_for_gradient) for layer in layers]
+        self.autograd_grad_sample_hooks = self._module.autograd_grad_sample_hooks
+        self.enable_hooks()
+
+    def _wait_for_gradient(self, layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """As soon as the gradient of a layer's output (batch, ..., out) is known, leaves (batch, ...) gradients in ``grad_sample``."""
+        if not (self.hooks_enabled and layer.training and output.requires_grad):
+            return
+        activations = [one.detach() for one in inputs]
+
+        def take(backprops: Tensor) -> None:
+            if not self.hooks_enabled:
+                return
+            for parameter, sample in self.GRAD_SAMPLERS[nn.Linear](layer, activations, backprops.detach()).items():
+                if parameter.grad_sample is not None:
+                    raise RuntimeError("a layer was used twice, or the gradients of the last pass were not cleared")
+                parameter.grad_sample = sample
+
+        output.register_hook(take)
 
 
 class PublicOptimizer(DPOptimizer):
@@ -76,18 +92,22 @@ class PublicOptimizer(DPOptimizer):
         one user is missing. The kind ``none`` does not clip. The norms tell who is faulty, so this costs no pass of its own.
         """
         samples = [parameter.grad_sample.flatten(1) for parameter in self.params]  # (batch, p_k) each
-        # numpy turns float32 into float64 in the processor's cache, a piece at a time; float64 copies of all samples cost twice the time
-        squares = [torch.from_numpy(np.einsum("bp,bp->b", sample.numpy(), sample.numpy(), dtype=np.float64)) for sample in samples]
-        norms = torch.stack(squares).sum(dim=0).sqrt()  # (batch,) finite where every number is: float32 cannot overflow float64
-        finite = norms.isfinite()
+        sizes = [sample.shape[1] for sample in samples]
         bound = math.inf if self.mechanism.kind == "none" else self.mechanism.clip_norm
-        factors = (bound / norms).clamp(max=1.0)  # (batch,)
-        if not bool(finite.all()):
-            factors[~finite] = 0.0
-            for sample in samples:
-                sample[~finite] = 0.0  # 0 * NaN would be NaN
-        for parameter, sample in zip(self.params, samples, strict=True):
-            clipped = torch.from_numpy(np.einsum("b,bp->p", factors.numpy(), sample.numpy()))  # (p_k,) float64
+        total = torch.zeros(sum(sizes), dtype=torch.float64)
+        buffer = torch.empty(_ROWS, len(total), dtype=torch.float64)
+        for pieces in zip(*(sample.split(_ROWS) for sample in samples), strict=True):
+            rows = buffer[: len(pieces[0])]  # (rows, p) the joint gradient of each user
+            for part, piece in zip(rows.split(sizes, dim=1), pieces, strict=True):
+                part.copy_(piece)
+            norms = torch.linalg.vector_norm(rows, dim=1)  # (rows,) finite where every number is: float32 cannot overflow float64
+            factors = (bound / norms).clamp(max=1.0)  # (rows,)
+            finite = norms.isfinite()
+            if not bool(finite.all()):
+                factors[~finite] = 0.0
+                rows[~finite] = 0.0  # 0 * NaN would be NaN
+            total += factors @ rows
+        for parameter, clipped in zip(self.params, total.split(sizes), strict=True):
             parameter.summed_grad = clipped if parameter.summed_grad is None else parameter.summed_grad + clipped
 
     def add_noise(self) -> None:
@@ -159,12 +179,9 @@ def train(
     private_optimizer = PublicOptimizer(optimizer, mechanism=mechanism, divisor=divisor, noise=noise)
     wrapped.train()
     try:
-        with warnings.catch_warnings():
-            # layers that read passports have inputs without gradients; the rule for their weights does not need them
-            warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
-            for _ in range(mechanism.steps):
-                step(wrapped, private_optimizer, make_batch(sampler.draw(users, mechanism.sampling_rate)), micro_batch_users)
-                on_step()
+        for _ in range(mechanism.steps):
+            step(wrapped, private_optimizer, make_batch(sampler.draw(users, mechanism.sampling_rate)), micro_batch_users)
+            on_step()
     finally:
         private_optimizer.zero_grad(set_to_none=True)
         wrapped.to_standard_module()
