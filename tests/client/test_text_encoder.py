@@ -241,7 +241,7 @@ def test_a_run_that_is_killed_keeps_what_it_finished(encoder, tmp_path, reposito
     assert sum(len(keys) for keys, _ in kept._shards()) >= 9  # all but the batch of one that was under way
 
 
-@pytest.mark.journey
+@pytest.mark.slow
 def test_two_processes_share_a_cache(encoder, tmp_path, repository):
     program = (
         "import sys; from pathlib import Path; from client.model.text_encoder import TextEncoder\n"

@@ -99,11 +99,11 @@ def test_the_three_accountants_agree_on_the_known_value() -> None:
 @pytest.mark.parametrize(
     "events",
     [
-        [steps(1000)],
-        [steps(200, sigma=2.0)],
-        [steps(200, q=0.01, sigma=0.6)],
         [steps(100), steps(100, sigma=2.0), steps(50, q=0.1)],
-        [steps(9, q=1.0, sigma=3.0, kind="gaussian")],
+        pytest.param([steps(1000)], marks=pytest.mark.slow),
+        pytest.param([steps(200, sigma=2.0)], marks=pytest.mark.slow),
+        pytest.param([steps(200, q=0.01, sigma=0.6)], marks=pytest.mark.slow),
+        pytest.param([steps(9, q=1.0, sigma=3.0, kind="gaussian")], marks=pytest.mark.slow),
     ],
 )
 def test_the_three_accountants_agree_on_other_histories(events: list[Mechanism]) -> None:
