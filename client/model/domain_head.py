@@ -52,7 +52,12 @@ class ServingHead:
         return (self.scale * (interests + self.offset)).astype(np.float32) @ coordinates.T + self.prior
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        return {"scale": np.array([self.scale], dtype=np.float32), "offset": self.offset, "weights": self.weights, "log_counts": self.log_counts}
+        return {
+            "scale": np.array([self.scale], dtype=np.float32),
+            "offset": self.offset,
+            "weights": self.weights,
+            "log_counts": self.log_counts,
+        }
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> ServingHead:

@@ -72,7 +72,13 @@ def round_mechanism(config: RunConfig) -> Mechanism:
     dimension = joint_dimension(InterestModel(config, seed=0))
     if privacy.epsilon == float("inf"):
         return Mechanism(
-            kind="none", sampling_rate=privacy.sampling_rate, noise_multiplier=0.0, clip_norm=0.0, grid=0.0, dimension=dimension, steps=privacy.steps_per_round
+            kind="none",
+            sampling_rate=privacy.sampling_rate,
+            noise_multiplier=0.0,
+            clip_norm=0.0,
+            grid=0.0,
+            dimension=dimension,
+            steps=privacy.steps_per_round,
         )
     return Mechanism(
         kind="poisson_gaussian",
@@ -135,14 +141,18 @@ def run(
         if ledger.committed(instruction.run_id, instruction.round) != digest:
             ledger.commit(run_id=instruction.run_id, round=instruction.round, attempt=int(state.meta["attempt"]), payload_sha256=digest)
         receipt = _receipt(ledger, domain, instruction, digest)
-    return TransferUpdate(run_id=instruction.run_id, round=instruction.round, config_hash=config.config_hash, arrays=arrays, receipt=receipt)
+    return TransferUpdate(
+        run_id=instruction.run_id, round=instruction.round, config_hash=config.config_hash, arrays=arrays, receipt=receipt
+    )
 
 
 def _receipt(ledger: Ledger, domain: str, instruction: RoundInstruction, digest: str) -> Receipt:
     """The ledger right after the commit, also where the reply is sent again later."""
     committed = find_round(ledger, instruction.run_id, instruction.round).committed
     if committed is None or committed.payload_sha256 != digest:
-        raise StateError("the ledger committed other bytes for this round than the training state holds", do="Restore the state, or end the run.")
+        raise StateError(
+            "the ledger committed other bytes for this round than the training state holds", do="Restore the state, or end the run."
+        )
     return Receipt(
         domain=domain,
         count_of_intents=committed.count_of_intents,
@@ -168,7 +178,9 @@ def _train(
     if previous is not None and previous.meta.get("config_hash") != config.config_hash:
         raise StateError("the training state was made by another configuration of this run", do="Start a new run.")
     if previous is not None and previous.space_version != data.space_version:
-        raise StateError("the training state belongs to another interest space", do="Start a new run; this one cannot go on in the new space.")
+        raise StateError(
+            "the training state belongs to another interest space", do="Start a new run; this one cannot go on in the new space."
+        )
     torch.set_num_threads(config.compute.torch_threads)
     model = initial_model(config, data.domain)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.training.learning_rate)
@@ -248,7 +260,9 @@ def load_model(model: InterestModel, state: State) -> None:
         for name, parameter in model.named_parameters():
             stored = state.arrays.get(_MODEL + name)
             if stored is None or stored.shape != tuple(parameter.shape):
-                raise StateError(f"the training state has no parameter '{name}' of this shape", do="Start a new run: its model is another one.")
+                raise StateError(
+                    f"the training state has no parameter '{name}' of this shape", do="Start a new run: its model is another one."
+                )
             parameter.copy_(torch.from_numpy(stored.copy()))
 
 
