@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 
 from shared import wire
 from shared.errors import ConfigError
+from shared.privacy.ledger_file import confirmed
 
 from .egress import Border, Gate
 from .ledger_lookup import round_record
@@ -111,6 +112,7 @@ def _border(settings_of: SettingsOf, context: Context) -> Border:
         domain=settings.domain,
         manifest=settings.at_home("egress.jsonl"),
         ledger_lookup=functools.partial(round_record, settings.ledger_path),
+        ledger_mark=functools.partial(confirmed, settings.ledger_path),
         run_config=CurrentRun(settings).config_or_none,
         shares=frozenset(kind for kind, agreed in agreements.items() if agreed),
     )

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import StateError, StorageError
+from shared.flushing import flush
 
 _FORMAT = 1
 _META = "meta.json"
@@ -130,9 +131,10 @@ class SnapshotFolder:
                 self._sweep(keep=self._newest())
                 hidden = Path(tempfile.mkdtemp(prefix=_HIDDEN, dir=self.path))
                 try:
-                    for name, data in {**files, _META: self._describe(files, meta)}.items():
-                        _write_new(hidden / name, data)
-                    _sync_folder(hidden)
+                    written = {hidden / name: data for name, data in {**files, _META: self._describe(files, meta)}.items()}
+                    for path, data in written.items():
+                        _write_new(path, data)
+                    flush([*written, hidden])
                     number = 1 + max(self._numbers(), default=0)
                     os.rename(hidden, self.path / f"snapshot-{number:012d}")  # from here on the new snapshot counts
                 except BaseException:
@@ -201,8 +203,6 @@ def _write_new(path: Path, data: bytes) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "wb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync_folder(path: Path) -> None:

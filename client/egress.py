@@ -55,6 +55,7 @@ class Border:
         domain: the partner's own name for it.
         manifest: file of the egress manifest.
         ledger_lookup: (run id, round) -> what the ledger holds about it; `client.ledger_lookup.round_record` on its path.
+        ledger_mark: number of the last event in the ledger; `shared.privacy.ledger_file.confirmed` on its path.
         run_config: the configuration that `hello` brought, None before it; asked after the handler ran.
         shares: kinds of query about the public catalogue that the partner agreed to answer.
         text_dimension: length of a text vector.
@@ -63,6 +64,7 @@ class Border:
     domain: str
     manifest: Path
     ledger_lookup: Callable[[str, int], RoundRecord]
+    ledger_mark: Callable[[], int]
     run_config: Callable[[], RunConfig | None]
     shares: frozenset[str]
     text_dimension: int = wire.TEXT_DIMENSION
@@ -143,7 +145,7 @@ def _answer(message: Message, context: Context, call_next: ClientAppCallable, fi
     try:
         instruction = _read_instruction(kind, message)
         round_ = instruction.round if isinstance(instruction, wire.RoundInstruction) else None
-        before = _in_ledger(border, instruction)
+        before = border.ledger_mark() if isinstance(instruction, wire.RoundInstruction) else None
         reply = _read_reply(kind, _call(call_next, message, context), border)
         ledger_event = _check(kind, reply, instruction, border, before)
     except KeyboardInterrupt:
@@ -193,13 +195,7 @@ def _read_reply(kind: str, content: RecordDict, border: Border) -> wire.Reply:
     return reply
 
 
-def _in_ledger(border: Border, instruction: wire.Record) -> RoundRecord | None:
-    if not isinstance(instruction, wire.RoundInstruction):
-        return None
-    return border.ledger_lookup(instruction.run_id, instruction.round)
-
-
-def _check(kind: str, reply: wire.Reply, instruction: wire.Record, border: Border, before: RoundRecord | None) -> str | None:
+def _check(kind: str, reply: wire.Reply, instruction: wire.Record, border: Border, before: int | None) -> str | None:
     """Holds a well-formed reply against domain, consent and ledger; returns the hash of the ledger event it belongs to."""
     if isinstance(reply, wire.HelloReply) and reply.domain != border.domain:
         raise Blocked("wrong-domain", "'domain' is not the name of this domain")
@@ -207,7 +203,7 @@ def _check(kind: str, reply: wire.Reply, instruction: wire.Record, border: Borde
         raise Blocked("not-shared", "the partner did not agree to send this")
     if isinstance(instruction, wire.RoundInstruction) and before is not None:
         after = border.ledger_lookup(instruction.run_id, instruction.round)
-        if isinstance(reply, wire.Refused) and after.intents != before.intents:
+        if isinstance(reply, wire.Refused) and after.last_intent > before:  # a mark that a crash left behind stops more, never less
             raise Blocked("late-refusal", "after an intent there is only the update, or nothing")
         if isinstance(reply, wire.TransferUpdate):
             return _check_update(reply, instruction, border, after)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared.privacy.ledger import Ledger
@@ -31,10 +31,11 @@ class Committed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundRecord:
-    """A round in the ledger: its attempts, and its commit if there is one."""
+    """A round in the ledger: its attempts, the number of the event that was the last of them, and its commit if there is one."""
 
     intents: int
     committed: Committed | None
+    last_intent: int = field(default=0, compare=False)
 
 
 def round_record(path: Path, run_id: str, round: int) -> RoundRecord:
@@ -49,7 +50,7 @@ def round_record(path: Path, run_id: str, round: int) -> RoundRecord:
 
 def find_round(ledger: Ledger, run_id: str, round: int) -> RoundRecord:
     """Attempts at a round, and its commit with the head of the chain and the count of intents right after it."""
-    all_intents = attempts = count = 0
+    all_intents = attempts = count = last = 0
     commit: Event | None = None
     mechanism = ""
     for event in ledger.events():
@@ -57,12 +58,12 @@ def find_round(ledger: Ledger, run_id: str, round: int) -> RoundRecord:
         if event.kind == "intent":
             all_intents += 1
             if mine:
-                attempts += 1
+                attempts, last = attempts + 1, event.seq
                 mechanism = canonical_json(event.payload["mechanism"])
         elif event.kind == "commit" and mine:
             commit, count = event, all_intents
     if commit is None:
-        return RoundRecord(intents=attempts, committed=None)
+        return RoundRecord(intents=attempts, committed=None, last_intent=last)
     committed = Committed(
         payload_sha256=commit.payload["payload_sha256"],
         head_hash=commit.hash,
@@ -70,4 +71,4 @@ def find_round(ledger: Ledger, run_id: str, round: int) -> RoundRecord:
         mechanism=mechanism,
         epsilon_spent=ledger.epsilon_spent(),
     )
-    return RoundRecord(intents=attempts, committed=committed)
+    return RoundRecord(intents=attempts, committed=committed, last_intent=last)

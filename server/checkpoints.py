@@ -6,8 +6,9 @@
       round-0000.safetensors     the arrays: layer/NAME, space/NAME, descriptor/DOMAIN, strategy/NAME
       round-0000.json            the manifest: run, round, configuration, receipts, size and SHA-256 of the arrays, SHA-256 of itself
 
-Round 0 is the interest space, the descriptors and the initial layer. A checkpoint exists once its manifest does: arrays are written first,
-each file under another name, synced and then renamed, so that a crash or a full disk leaves the previous checkpoint intact.
+Round 0 is the interest space, the descriptors and the initial layer. A checkpoint exists once its manifest does: both files are written
+under other names, synced and then renamed, arrays first, so that a crash or a full disk leaves the previous checkpoint intact. Should a
+power cut turn the two renames around, the manifest's digest of the arrays tells.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +29,7 @@ from safetensors.numpy import save as save_arrays
 
 from shared.config import RunConfig
 from shared.errors import FederationError, IsthmusError, StorageError
+from shared.flushing import flush
 from shared.interest_space import InterestSpace
 from shared.wire import Receipt, layer_sha256
 
@@ -63,20 +64,23 @@ def replace_file(path: Path, data: bytes) -> None:
     Raises:
         StorageError: when it cannot be written; what was there before still is.
     """
-    temporary = path.with_name(f".{path.name}.part")
+    _replace_files({path: data})
+
+
+def _replace_files(files: Mapping[Path, bytes]) -> None:
+    """Writes files of one folder, each as a whole or not at all; they appear in the order given."""
+    temporary = {path: path.with_name(f".{path.name}.part") for path in files}
+    path = next(iter(files))
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        for path, data in files.items():
+            temporary[path].write_bytes(data)
+        flush(temporary.values())
+        for path in files:
+            temporary[path].replace(path)
+        flush([path.parent])
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        for left_over in temporary.values():
+            left_over.unlink(missing_ok=True)
         raise StorageError(
             f"{path} cannot be written ({error.strerror})", do="Make room, then resume: the previous checkpoint is intact."
         ) from None
@@ -113,8 +117,7 @@ class Checkpoints:
             "arrays_sha256": hashlib.sha256(data).hexdigest(),
         }
         manifest["manifest_sha256"] = _manifest_digest(manifest)
-        replace_file(path, data)
-        replace_file(path.with_suffix(".json"), (json.dumps(manifest, indent=1) + "\n").encode())
+        _replace_files({path: data, path.with_suffix(".json"): (json.dumps(manifest, indent=1) + "\n").encode()})
         return path
 
     def rounds(self) -> list[int]:

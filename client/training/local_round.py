@@ -13,6 +13,7 @@ attempt that was lost between 1 and 2 starts again from the previous state with 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,8 +69,7 @@ def initial_model(config: RunConfig, domain: str) -> InterestModel:
 
 def round_mechanism(config: RunConfig) -> Mechanism:
     """What one round of this run does to the data: ``steps_per_round`` steps over the joint vector."""
-    privacy = config.privacy
-    dimension = joint_dimension(InterestModel(config, seed=0))
+    privacy, dimension = config.privacy, _dimension(config)
     if privacy.epsilon == float("inf"):
         return Mechanism(
             kind="none",
@@ -89,6 +89,11 @@ def round_mechanism(config: RunConfig) -> Mechanism:
         dimension=dimension,
         steps=privacy.steps_per_round,
     )
+
+
+@functools.lru_cache(maxsize=8)
+def _dimension(config: RunConfig) -> int:
+    return joint_dimension(InterestModel(config, seed=0))
 
 
 def run(

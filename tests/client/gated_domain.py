@@ -20,6 +20,7 @@ from client.ledger_lookup import round_record
 from shared import wire
 from shared.config import ModelConfig, RunConfig
 from shared.privacy.ledger import Ledger, read_events
+from shared.privacy.ledger_file import confirmed
 from shared.privacy.mechanism import Mechanism
 from shared.transfer_layer import initial_arrays
 
@@ -46,6 +47,7 @@ class Domain:
             domain=self.name,
             manifest=self.manifest,
             ledger_lookup=functools.partial(round_record, self.ledger),
+            ledger_mark=functools.partial(confirmed, self.ledger),
             run_config=lambda: self.config,
             shares=self.shares,
             text_dimension=TEXT_DIMENSION,
