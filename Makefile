@@ -31,7 +31,7 @@ check: $(SET_UP)/check ## format, lint, types, layers, fast tests (at most 4 min
 	$(BIN)/lint-imports
 	$(TEST) -m "not journey and not slow"
 
-check-all: check ## everything: also journeys, conformance, planted bugs and the slow tests
+check-all: check ## everything: also journeys and slow tests
 	$(TEST) -m "journey or slow"
 
 bench: $(SET_UP)/bench ## speed, as ratios in one run
