@@ -8,15 +8,19 @@
       people.npz        training rows, roles, links
       text.npy          (n_items, D) text vectors
       catalogue.json    item ids, hash of the catalogue
+      said.json         what the partner was told about the files
       <space version>/  coordinates.npy, and the arrays of the space
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +31,7 @@ import numpy as np
 
 from shared.config import RunConfig
 from shared.errors import DataError, StateError, StorageError
+from shared.flushing import flush
 from shared.interest_space import InterestSpace
 
 from .data.catalogue import Catalogue, CatalogueColumns, read_catalogue
@@ -37,7 +42,14 @@ from .data.sources import ColumnNames, ReadReport, read
 from .data.split import COLD, TRAIN, VALIDATION, role
 from .settings import ClientSettings
 
-_FORMAT = "1"
+_FORMAT = "2"
+_FILES = ("items", "interactions", "links")
+_VERSIONS_KEPT = 2
+"""The newest, and the one before: another process may still read it."""
+
+_VERSION = re.compile(r"[0-9a-f]{16}")
+_UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.(\d+)")
+_LOG = logging.getLogger("isthmus.client")
 Progress = Callable[[int, int], None]
 
 __all__ = ["COLD", "TRAIN", "VALIDATION", "Linked", "PreparedDomain", "prepare"]
@@ -77,6 +89,10 @@ class PreparedDomain:
     item_ids: list[str]
     catalogue_hash: str
 
+    def said(self) -> list[str]:
+        """What the partner should know about the files; exact counts, for the partner's own eyes."""
+        return [str(line) for line in json.loads((self.folder / "said.json").read_text(encoding="utf-8"))]
+
     def fix_space(self, space: InterestSpace) -> np.ndarray:
         """Projects the catalogue once and keeps coordinates and space on disk. Returns (n_items, d)."""
         folder = self.folder / space.version
@@ -109,6 +125,8 @@ class PreparedDomain:
 def prepare(settings: ClientSettings, config: RunConfig, progress: Progress | None = None) -> PreparedDomain:
     """Reads, checks and encodes a partner's files, or opens what an earlier call left.
 
+    What a new version holds, and what was left out of it, is logged on this machine at level INFO. Versions but the newest two are deleted.
+
     Args:
         settings: where the files are.
         config: the public bound on items kept for each user.
@@ -128,6 +146,11 @@ def prepare(settings: ClientSettings, config: RunConfig, progress: Progress | No
                 raise DataError(f"domain '{settings.domain}': a file changed while it was read", do="Let the export end, then try again.")
 
         _write_folder(folder, fill)
+        _forget_older_than(folder)
+        prepared = _open(folder)
+        for line in prepared.said():
+            _LOG.info("%s: %s", settings.domain, line)
+        return prepared
     return _open(folder)
 
 
@@ -136,17 +159,17 @@ def _text_columns(settings: ClientSettings) -> tuple[str, ...]:
 
 
 def _fingerprint(settings: ClientSettings, config: RunConfig) -> str:
-    """Names the version of the files: a changed file or setting makes a new one."""
+    """Names the version of the files: a changed file or setting makes a new one, a moved file does not."""
     stamps = []
-    for name in (settings.data.items, settings.data.interactions, settings.data.links):
+    for name in (getattr(settings.data, each) for each in _FILES):
         path = settings.path(name)
         if name and not path.is_file():
             raise DataError(f"domain '{settings.domain}': there is no file {path.name}", do="Mend the [data] section of partner.toml.")
-        stamps.append([name, path.stat().st_size, path.stat().st_mtime_ns] if name else None)
+        stamps.append([path.name, path.stat().st_size, path.stat().st_mtime_ns] if name else None)
     what = [
         _FORMAT,
         stamps,
-        dataclasses.asdict(settings.data),
+        {name: value for name, value in dataclasses.asdict(settings.data).items() if name not in _FILES},
         dataclasses.asdict(settings.benchmark),
         settings.text_model,
         config.training.max_items_per_user,
@@ -159,10 +182,11 @@ def _write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     new = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent)
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)  # link ids are in it
         fill(new)
-        _flush(new)
+        flush((*new.rglob("*"), new))  # so that after a power cut the rename does not stand there alone
         new.rename(folder)
     except OSError as error:
         if not folder.is_dir():
@@ -173,14 +197,39 @@ def _write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _flush(folder: Path) -> None:
-    """Puts every file and folder on the disk, so that after a power cut the rename does not stand there alone."""
-    for path in (*folder.rglob("*"), folder):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _sweep(parent: Path) -> None:
+    """Deletes what processes left behind that were ended while they wrote."""
+    for path in parent.iterdir():
+        unfinished = _UNFINISHED.fullmatch(path.name)
+        if unfinished and not _lives(int(unfinished[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
+
+
+def _forget_older_than(folder: Path) -> None:
+    """Deletes versions of files that are no more, each out of sight first: nobody may open half of one."""
+    others = [path for path in folder.parent.iterdir() if _VERSION.fullmatch(path.name) and path != folder]
+    for path in sorted(others, key=_last_used, reverse=True)[_VERSIONS_KEPT - 1 :]:
+        doomed = path.with_name(f".{path.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):  # another process was faster
+            path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _last_used(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _write(folder: Path, settings: ClientSettings, config: RunConfig, catalogue: Catalogue, progress: Progress | None) -> None:
