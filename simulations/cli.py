@@ -125,6 +125,7 @@ def run(
                 resume=resume,
                 overrides=_overrides(overrides or []),
                 progress=progress,
+                note=None if quiet else console.note,
             )
         write_tensorboard(folder)
         report_file = write_report(folder)

@@ -23,6 +23,7 @@ from client.preparation import prepare
 from client.settings import ClientSettings
 from server.checkpoints import Checkpoints
 from server.strategy import Outcome, TooFewClients
+from shared.config import RunConfig
 from shared.errors import BudgetExhausted, IsthmusError, LedgerError, RunFolderError
 from shared.privacy.accountant import crosscheck
 from shared.privacy.ledger import Ledger
@@ -36,6 +37,7 @@ from .ranks import write_ranks
 from .run_folder import RunFolder
 from .scenario_config import Scenario, load
 from .synthetic_domains import write as write_synthetic
+from .told import told
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
@@ -80,6 +82,7 @@ def run_scenario(
     resume: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
     keep_prepared: bool = False,
 ) -> Path:
     """Runs a scenario to its end.
@@ -96,6 +99,7 @@ def run_scenario(
         resume: an interrupted run folder to go on with.
         overrides: dotted configuration key -> value.
         progress: see `Progress`.
+        note: told what preparation found in the partners' files, a line at a time.
         keep_prepared: keep the partners' prepared arrays in the run folder.
     Returns:
         The run folder.
@@ -110,9 +114,7 @@ def run_scenario(
         folder, settings = _begin(scenario, out, data, split_seed, ledgers)
     config = scenario.run
     _ledgers_are_free(settings)
-    for number, one in enumerate(settings):
-        clock.timed("text_encoding", functools.partial(prepare, one, config, functools.partial(tell, f"prepare {one.domain}")))
-        tell("prepare", number + 1, len(settings))
+    clock.timed("text_encoding", functools.partial(_prepare, settings, config, tell, note))
     outcome = clock.timed("training", lambda: _federate(folder, scenario, settings, engine, resume is not None, tell))
     stayed = [one for one in settings if one.domain in outcome.delivered]
     twins = clock.timed("controls", lambda: target_only(folder, config, stayed, functools.partial(_prefixed, tell)))
@@ -123,6 +125,17 @@ def run_scenario(
         forget_prepared([*twins, *settings])
     _present(folder)
     return folder.path
+
+
+def _prepare(settings: Sequence[ClientSettings], config: RunConfig, tell: Progress, note: Callable[[str], None] | None) -> None:
+    """Prepares every domain, then says what was found."""
+    prepared = {}
+    for number, one in enumerate(settings):
+        prepared[one.domain] = prepare(one, config, functools.partial(tell, f"prepare {one.domain}"))
+        tell("prepare", number + 1, len(settings))
+    if note is not None:
+        for line in told(prepared):
+            note(line)
 
 
 def _prefixed(tell: Progress, stage: str, done: int, total: int) -> None:

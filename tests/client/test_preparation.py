@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import resource
 import stat
@@ -61,6 +62,42 @@ def test_a_changed_file_or_setting_makes_a_new_version(world: World) -> None:
     assert len(new.everyone) == len(old.everyone) + 1
     assert shorter.everyone.lengths.max() == 3
     assert len({old.folder, new.folder, shorter.folder}) == 3
+
+
+def test_what_was_left_out_of_a_new_version_is_said_once_on_this_machine(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    settings, file = world["books"], world.root / "books/interactions.csv"
+    file.write_text(file.read_text() + "newcomer,b01,1600000000\n" * 3)
+    with caplog.at_level(logging.INFO, logger="isthmus.client"):
+        prepared = prepare(settings, CONFIG)
+        said = [record.getMessage() for record in caplog.records]
+        prepare(settings, CONFIG)
+
+    assert "books: 2 rows dropped: user, item and time repeat an earlier row" in said
+    assert said == [f"books: {line}" for line in prepared.said()] == [record.getMessage() for record in caplog.records]
+
+
+def test_only_the_newest_two_versions_are_kept_and_nothing_of_a_process_that_died(world: World) -> None:
+    settings, file = world["books"], world.root / "books/interactions.csv"
+    (first,) = versions(settings)
+    (dead := subprocess.Popen(["true"])).wait()
+    killed, at_work = (settings.at_home("prepared") / f".{first}.{process}" for process in (dead.pid, os.getppid()))
+    for folder in (killed, at_work):
+        folder.mkdir()
+        (folder / "text.npy").write_bytes(b"half")
+    found = []
+    for number in range(2):
+        file.write_text(file.read_text() + f"newcomer{number},b01,1600000000\n")
+        found.append(prepare(settings, CONFIG).folder.name)
+
+    assert versions(settings) == sorted([at_work.name, *found])
+
+
+def test_files_that_only_moved_are_not_prepared_again(world: World) -> None:
+    settings = world["books"]
+    there = settings.path(settings.data.links)
+    moved = dataclasses.replace(settings, data=dataclasses.replace(settings.data, links=str(there)))
+
+    assert prepare(moved, CONFIG).folder == prepare(settings, CONFIG).folder
 
 
 @pytest.mark.journey
