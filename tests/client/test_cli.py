@@ -26,7 +26,7 @@ def command(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess
         [sys.executable, "-W", "error::UserWarning", "-m", "client.cli", *words],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         cwd=cwd,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "TERMINAL_WIDTH": "160"},
     )

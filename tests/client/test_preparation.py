@@ -113,7 +113,7 @@ def test_two_processes_that_prepare_at_once_leave_one_whole_version(world: World
     root = Path(__file__).resolve().parents[2]
     both = [subprocess.Popen(run, stdout=subprocess.PIPE, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}) for _ in range(2)]
 
-    assert [int(one.communicate(timeout=120)[0]) for one in both] == [len(people("books"))] * 2
+    assert [int(one.communicate(timeout=600)[0]) for one in both] == [len(people("books"))] * 2
     assert versions(settings) == [only]
 
 

@@ -52,6 +52,6 @@ def command(repository: Path) -> Callable[..., subprocess.CompletedProcess[str]]
         import sys
 
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        return subprocess.run(words, cwd=cwd, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=120)
+        return subprocess.run(words, cwd=cwd, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=600)
 
     return run

@@ -135,7 +135,7 @@ def and_so_is_the_command(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 10, done.stderr

@@ -16,7 +16,7 @@ from simulations.comparison import compare
 from simulations.ranks import read_ranks, user_values
 from simulations.scenario import run_scenario
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(290)]
+pytestmark = pytest.mark.journey
 
 RIVALS = ("popularity", "target-only", "federated-shuffled")
 EVERYWHERE = "all directions"

@@ -17,7 +17,7 @@ from simulations import federation
 from tests.journeys.marked_world import Wire, all_secrets, leaks, marked_world
 from tests.journeys.tiny_world import DOMAINS, NO_NOISE, farthest
 
-pytestmark = [pytest.mark.journey, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.journey
 
 
 class ListeningGrid:

@@ -51,7 +51,7 @@ except SystemExit:
 heavy = {"torch", "flwr", "numpy", "polars", "matplotlib", "transformers", "opacus"} & set(sys.modules)
 sys.exit(f"loaded {heavy}" if heavy else 0)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=600)
     assert done.returncode == 0, done.stderr
 
 

@@ -160,7 +160,6 @@ def _bad_on_ray(client: int, round: int, content: RecordDict) -> RecordDict:
 
 
 @pytest.mark.journey
-@pytest.mark.timeout(240)
 def test_ray_gives_the_same_layer_drops_what_raises_and_goes_on_after_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """One test, because Ray takes seconds to start: a bad reply, an error of the coordinator, and a resume."""
     before = dict(os.environ)
