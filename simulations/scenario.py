@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -316,7 +316,7 @@ def domain_privacy(settings: ClientSettings) -> DomainPrivacy:
 def _version(name: str) -> str:
     try:
         return version(name)
-    except Exception:
+    except PackageNotFoundError:
         return "unknown"
 
 
