@@ -12,8 +12,17 @@
     |-- StorageError                  6    no    no space left, or a file cannot be written
     |-- LedgerError                   7    no    a ledger cannot be used
     |   |-- LedgerLocked              8    no    another process holds the ledger
-    |   |-- LedgerBroken              9    no    chain, sequence or schema of the ledger do not hold
+    |   |-- LedgerBroken              9    no    chain, sequence, signatures or schema of the ledger do not hold
+    |   |   |-- NotALedger           18    no    a file is no ledger of isthmus
+    |   |   |-- EmptyLedger          19    no    a ledger has no genesis
+    |   |   |-- NewerLedger          20    no    a ledger is of a newer format
+    |   |   |-- UnknownEvent         21    no    a ledger holds an event of a kind that this version does not know
+    |   |   `-- RolledBack           22    no    a ledger is older than what was confirmed or receipted
     |   `-- BudgetExhausted          10    no    a debit would pass the partner's ceiling
+    |-- AuditError                   23    no    evidence that was handed to an audit cannot be used
+    |   |-- WrongKey                 24    no    a key is not the one that a ledger is signed with
+    |   |-- ForeignReceipts          25    no    receipts belong to another partner
+    |   `-- MixedDeltas              26    no    ledgers with different deltas cannot be added up
     |-- UnreachableBudget            11    no    no noise reaches the target epsilon
     |-- PassportError                12    no    a passport is forged, expired, foreign or malformed
     |-- EgressRefused                13    no    a message was stopped on its way out of a client
@@ -87,6 +96,42 @@ class LedgerLocked(LedgerError):
 
 class LedgerBroken(LedgerError):
     exit_code = 9
+
+
+class NotALedger(LedgerBroken):
+    exit_code = 18
+
+
+class EmptyLedger(LedgerBroken):
+    exit_code = 19
+
+
+class NewerLedger(LedgerBroken):
+    exit_code = 20
+
+
+class UnknownEvent(LedgerBroken):
+    exit_code = 21
+
+
+class RolledBack(LedgerBroken):
+    exit_code = 22
+
+
+class AuditError(IsthmusError):
+    exit_code = 23
+
+
+class WrongKey(AuditError):
+    exit_code = 24
+
+
+class ForeignReceipts(AuditError):
+    exit_code = 25
+
+
+class MixedDeltas(AuditError):
+    exit_code = 26
 
 
 class BudgetExhausted(LedgerError):

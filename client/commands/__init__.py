@@ -1,0 +1,1 @@
+"""The commands of `isthmus-client`, a file for each group."""
