@@ -120,7 +120,12 @@ class Keys:
 
     def public(self, partner: str) -> PublicKeys:
         """The public half, under the partner's domain name."""
-        return PublicKeys(partner=partner, verify_key=self._signing.verify_key.encode().hex(), box_key=self._box.public_key.encode().hex())
+        return PublicKeys(partner=partner, verify_key=self.verify_key, box_key=self._box.public_key.encode().hex())
+
+    @property
+    def verify_key(self) -> str:
+        """The public half of the signing key, 32 bytes in hex: what signs this partner's ledger and receipts."""
+        return self._signing.verify_key.encode().hex()
 
     def sign(self, message: bytes) -> bytes:
         """The 64 bytes of an Ed25519 signature."""
