@@ -1,43 +1,22 @@
-"""isthmus-client: a partner's own commands. So far: passports, which go as sealed files from partner to partner.
+"""isthmus-client: a partner's own commands, on its own machines. Each group of commands is a module of `client.commands`.
 
 Heavy libraries are imported inside the commands: ``--help`` answers at once.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
+import importlib
+import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
 
 import typer
 
 from shared.console import error_record, guarded
-from shared.errors import UsageError
 
-if TYPE_CHECKING:
-    from .settings import ClientSettings
-
-EXIT_WORDS = {
-    0: "done",
-    1: "unexpected error (a log is named)",
-    2: "wrong usage",
-    3: "settings",
-    4: "data file",
-    6: "storage",
-    12: "passport or key",
-    17: "no run, or no interest space yet",
-    130: "interrupted",
-}
-EPILOG = "Exit codes: " + ", ".join(f"{code} {words}" for code, words in EXIT_WORDS.items()) + "."
-CONSENT = (
-    "An exact passport is disclosure by consent: it shows its one target what a user likes at the source, and for a short history it shows "
-    "the items themselves. Export passports only of users who agreed to that for this partner."
-)
+from .commands.answers import EPILOG, print_document
+from .commands.passports import passport
 
 app = typer.Typer(
     help="One domain's private side: what a partner does with its own data, on its own machines.",
@@ -47,172 +26,18 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-passport = typer.Typer(help="Passports of users who linked accounts: made, sealed, opened, counted.", epilog=EPILOG, no_args_is_help=True)
 app.add_typer(passport, name="passport")
+for name in ("ledger", "release"):
+    if importlib.util.find_spec(f"client.commands.{name}"):
+        app.add_typer(getattr(importlib.import_module(f"client.commands.{name}"), name), name=name)
+for name in ("forget", "canary"):
+    if importlib.util.find_spec(f"client.commands.{name}"):
+        app.command(name)(getattr(importlib.import_module(f"client.commands.{name}"), name))
 
 
 @app.callback()
 def _isthmus_client() -> None:
     """One domain's private side: what a partner does with its own data, on its own machines."""
-
-
-Settings = Annotated[Path, typer.Argument(help="Settings of this domain.", metavar="PARTNER_TOML")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output; all else goes to standard error.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")]
-
-
-@passport.command(epilog=EPILOG)
-def keys(
-    partner_toml: Settings,
-    out: Annotated[
-        Path | None, typer.Option(help="Where the public keys are written; DOMAIN.keys.json here when left out.", metavar="FILE")
-    ] = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Make this domain's keys, once, and write the public half for partners.
-
-    The private keys stay in the home folder, readable by you alone. Hand the public file to each partner over a channel you both trust,
-    and compare the fingerprint by telephone; the partner puts it into the folder that its settings name under passports.partners.
-
-    \b
-    Examples:
-      isthmus-client passport keys partner.toml
-      isthmus-client passport keys partner.toml --out books.json
-    """
-    del debug
-    settings = _settings(partner_toml)
-    with _libraries_on_stderr():
-        from .durable_files import write_file
-        from .keys import PublicKeys
-        from .passport_exchange import own_keys
-
-        public = own_keys(settings).public(settings.domain)
-        path = out or Path(f"{settings.domain}.keys.json")
-        if path.exists():
-            try:
-                there = PublicKeys.from_json(path.read_text(encoding="utf-8")).partner
-            except Exception:
-                there = ""
-            if there != settings.domain:
-                raise UsageError(f"{path} exists and does not hold this domain's keys", do="Name another file with --out.")
-        write_file(path, public.to_json().encode())
-    said = f"public keys of '{settings.domain}': {path}\nfingerprint: {public.fingerprint}"
-    _answer(as_json, {"domain": settings.domain, "file": str(path), "fingerprint": public.fingerprint}, said)
-
-
-@passport.command("export", epilog=EPILOG)
-def export_(
-    partner_toml: Settings,
-    to: Annotated[str, typer.Option(help="Domain of the one partner that may open the file.", metavar="TARGET")],
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Write one sealed file with the passports of users who linked their account with TARGET.
-
-    An exact passport is disclosure by consent: it shows its one target what a user likes here, and for a short history it shows the items
-    themselves. Export passports only of users who agreed to that for this partner.
-
-    The file is signed, sealed to the target's key and padded, so that its size says little about how many users are linked. Hand it to the
-    partner yourself; it never passes the coordinator. It belongs to the run whose first messages fixed the interest space.
-
-    \b
-    Example:
-      isthmus-client passport export partner.toml --to films
-    """
-    del debug
-    settings = _settings(partner_toml)
-    with _libraries_on_stderr():
-        from .passport_exchange import export
-        from .queries import CurrentRun, opened
-
-        version = CurrentRun(settings).space_version()  # before any data are opened
-        config, prepared = opened(settings, _progress())
-        made = export(settings, config, prepared, to, version)
-    print(CONSENT, file=sys.stderr)
-    size = made.path.stat().st_size
-    document = {
-        "source": settings.domain,
-        "target": to,
-        "file": str(made.path),
-        "bytes": size,
-        "passports": made.passports,
-        "issued": _date(made.issued),
-        "expires": _date(made.expires),
-        "consent": CONSENT,
-    }
-    _answer(as_json, document, f"{made.passports:,} passports to '{to}', valid until {_date(made.expires)}: {made.path} ({size:,} bytes)")
-
-
-@passport.command("import", epilog=EPILOG)
-def import_(
-    partner_toml: Settings,
-    file: Annotated[Path, typer.Argument(help="File that a partner sent.", metavar="FILE")],
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Open a partner's file, check all of it, and enter its passports into the local register.
-
-    One bad record refuses the whole file. The same file twice changes nothing, and an older passport never replaces a newer one.
-
-    \b
-    Example:
-      isthmus-client passport import partner.toml books-to-films.passports
-    """
-    del debug
-    settings = _settings(partner_toml)
-    with _libraries_on_stderr():
-        from .passport_exchange import take_in
-        from .queries import CurrentRun
-
-        run = CurrentRun(settings)
-        new = take_in(settings, run.space_version(), file, dimension=run.config().model.dimension)
-    words = f"{new:,} passports are new or renewed" if new else "no passport is new: this file, or a newer one, was imported before"
-    _answer(as_json, {"domain": settings.domain, "file": str(file), "new": new}, words)
-
-
-@passport.command("list", epilog=EPILOG)
-def list_(partner_toml: Settings, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Count the passports that went out and came in, by partner, with their dates.
-
-    Exact counts, for your own eyes: they say how many users are linked, so they belong in no report.
-
-    \b
-    Example:
-      isthmus-client passport list partner.toml --json
-    """
-    del debug
-    settings = _settings(partner_toml)
-    with _libraries_on_stderr():
-        from .passport_exchange import partners
-        from .register import Register
-
-        known = sorted(partners(settings))
-        path = settings.at_home("register.sqlite")
-        entries = []
-        if path.is_file():
-            with Register(path) as register:
-                entries = register.overview()
-    now = datetime.now(UTC).timestamp()
-    rows = [
-        {
-            "direction": entry.direction,
-            "partner": entry.partner,
-            "space_version": entry.space_version,
-            "passports": entry.passports,
-            "issued": _date(entry.issued),
-            "expires": _date(entry.expires),
-            "expired": entry.expires <= now,
-        }
-        for entry in entries
-    ]
-    document = {"domain": settings.domain, "partners_with_keys": known, "passports": rows}
-    lines = [
-        f"{row['direction']:<4} {row['partner']:<20} {row['passports']:>9,}  issued {row['issued']}  expires {row['expires']}"
-        f"  space {row['space_version']}{'  EXPIRED' if row['expired'] else ''}"
-        for row in rows
-    ]
-    _answer(as_json, document, "\n".join([f"keys of: {', '.join(known) or 'nobody yet'}", *(lines or ["no passports yet"])]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -223,45 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     code = guarded(
         lambda: command.main(args=given, prog_name="isthmus-client", standalone_mode=False),
         debug="--debug" in given,
-        on_error=(lambda error, code: _print(error_record(error, code))) if "--json" in given else None,
+        on_error=(lambda error, code: print_document(error_record(error, code))) if "--json" in given else None,
     )
     sys.exit(code)
-
-
-def _settings(path: Path) -> ClientSettings:
-    from .settings import ClientSettings
-
-    return ClientSettings.read(path)
-
-
-@contextlib.contextmanager
-def _libraries_on_stderr() -> Iterator[None]:
-    """Standard output is kept for the answer, whatever a library prints while it works."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
-
-
-def _progress() -> Callable[[int, int], None] | None:
-    """A line that counts the texts of the catalogue, where somebody watches."""
-    if not sys.stderr.isatty():
-        return None
-    return lambda done, total: print(f"\rreading texts: {done:,} of {total:,}", end="\n" if done >= total else "", file=sys.stderr)
-
-
-def _answer(as_json: bool, document: Mapping[str, Any], words: str) -> None:
-    if as_json:
-        _print(document)
-    else:
-        print(words)
-
-
-def _print(document: Mapping[str, Any]) -> None:
-    print(json.dumps(document, indent=1))
-
-
-def _date(seconds: int) -> str:
-    """A day in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
 
 
 if __name__ == "__main__":

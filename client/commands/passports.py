@@ -1,0 +1,179 @@
+"""`isthmus-client passport`: passports, which go as sealed files from partner to partner.
+
+Heavy libraries are imported inside the commands: ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shared.errors import UsageError
+
+from .answers import AsJson, Debug, Settings, answer, day, epilog, libraries_on_stderr, progress, read_settings
+
+EPILOG = epilog(0, 1, 2, 3, 4, 6, 12, 17, 130)
+CONSENT = (
+    "An exact passport is disclosure by consent: it shows its one target what a user likes at the source, and for a short history it shows "
+    "the items themselves. Export passports only of users who agreed to that for this partner."
+)
+
+passport = typer.Typer(help="Passports of users who linked accounts: made, sealed, opened, counted.", epilog=EPILOG, no_args_is_help=True)
+
+
+@passport.command(epilog=EPILOG)
+def keys(
+    partner_toml: Settings,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the public keys are written; DOMAIN.keys.json here when left out.", metavar="FILE")
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Make this domain's keys, once, and write the public half for partners.
+
+    The private keys stay in the home folder, readable by you alone. Hand the public file to each partner over a channel you both trust,
+    and compare the fingerprint by telephone; the partner puts it into the folder that its settings name under passports.partners.
+
+    \b
+    Examples:
+      isthmus-client passport keys partner.toml
+      isthmus-client passport keys partner.toml --out books.json
+    """
+    del debug
+    settings = read_settings(partner_toml)
+    with libraries_on_stderr():
+        from ..durable_files import write_file
+        from ..keys import PublicKeys
+        from ..passport_exchange import own_keys
+
+        public = own_keys(settings).public(settings.domain)
+        path = out or Path(f"{settings.domain}.keys.json")
+        if path.exists():
+            try:
+                there = PublicKeys.from_json(path.read_text(encoding="utf-8")).partner
+            except Exception:
+                there = ""
+            if there != settings.domain:
+                raise UsageError(f"{path} exists and does not hold this domain's keys", do="Name another file with --out.")
+        write_file(path, public.to_json().encode())
+    said = f"public keys of '{settings.domain}': {path}\nfingerprint: {public.fingerprint}"
+    answer(as_json, {"domain": settings.domain, "file": str(path), "fingerprint": public.fingerprint}, said)
+
+
+@passport.command("export", epilog=EPILOG)
+def export_(
+    partner_toml: Settings,
+    to: Annotated[str, typer.Option(help="Domain of the one partner that may open the file.", metavar="TARGET")],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write one sealed file with the passports of users who linked their account with TARGET.
+
+    An exact passport is disclosure by consent: it shows its one target what a user likes here, and for a short history it shows the items
+    themselves. Export passports only of users who agreed to that for this partner.
+
+    The file is signed, sealed to the target's key and padded, so that its size says little about how many users are linked. Hand it to the
+    partner yourself; it never passes the coordinator. It belongs to the run whose first messages fixed the interest space.
+
+    \b
+    Example:
+      isthmus-client passport export partner.toml --to films
+    """
+    del debug
+    settings = read_settings(partner_toml)
+    with libraries_on_stderr():
+        from ..passport_exchange import export
+        from ..queries import CurrentRun, opened
+
+        version = CurrentRun(settings).space_version()  # before any data are opened
+        config, prepared = opened(settings, progress())
+        made = export(settings, config, prepared, to, version)
+    print(CONSENT, file=sys.stderr)
+    size = made.path.stat().st_size
+    document = {
+        "source": settings.domain,
+        "target": to,
+        "file": str(made.path),
+        "bytes": size,
+        "passports": made.passports,
+        "issued": day(made.issued),
+        "expires": day(made.expires),
+        "consent": CONSENT,
+    }
+    answer(as_json, document, f"{made.passports:,} passports to '{to}', valid until {day(made.expires)}: {made.path} ({size:,} bytes)")
+
+
+@passport.command("import", epilog=EPILOG)
+def import_(
+    partner_toml: Settings,
+    file: Annotated[Path, typer.Argument(help="File that a partner sent.", metavar="FILE")],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Open a partner's file, check all of it, and enter its passports into the local register.
+
+    One bad record refuses the whole file. The same file twice changes nothing, and an older passport never replaces a newer one.
+
+    \b
+    Example:
+      isthmus-client passport import partner.toml books-to-films.passports
+    """
+    del debug
+    settings = read_settings(partner_toml)
+    with libraries_on_stderr():
+        from ..passport_exchange import take_in
+        from ..queries import CurrentRun
+
+        run = CurrentRun(settings)
+        new = take_in(settings, run.space_version(), file, dimension=run.config().model.dimension)
+    words = f"{new:,} passports are new or renewed" if new else "no passport is new: this file, or a newer one, was imported before"
+    answer(as_json, {"domain": settings.domain, "file": str(file), "new": new}, words)
+
+
+@passport.command("list", epilog=EPILOG)
+def list_(partner_toml: Settings, as_json: AsJson = False, debug: Debug = False) -> None:
+    """Count the passports that went out and came in, by partner, with their dates.
+
+    Exact counts, for your own eyes: they say how many users are linked, so they belong in no report.
+
+    \b
+    Example:
+      isthmus-client passport list partner.toml --json
+    """
+    del debug
+    settings = read_settings(partner_toml)
+    with libraries_on_stderr():
+        from ..passport_exchange import partners
+        from ..register import Register
+
+        known = sorted(partners(settings))
+        path = settings.at_home("register.sqlite")
+        entries = []
+        if path.is_file():
+            with Register(path) as register:
+                entries = register.overview()
+    now = datetime.now(UTC).timestamp()
+    rows = [
+        {
+            "direction": entry.direction,
+            "partner": entry.partner,
+            "space_version": entry.space_version,
+            "passports": entry.passports,
+            "issued": day(entry.issued),
+            "expires": day(entry.expires),
+            "expired": entry.expires <= now,
+        }
+        for entry in entries
+    ]
+    document = {"domain": settings.domain, "partners_with_keys": known, "passports": rows}
+    lines = [
+        f"{row['direction']:<4} {row['partner']:<20} {row['passports']:>9,}  issued {row['issued']}  expires {row['expires']}"
+        f"  space {row['space_version']}{'  EXPIRED' if row['expired'] else ''}"
+        for row in rows
+    ]
+    answer(as_json, document, "\n".join([f"keys of: {', '.join(known) or 'nobody yet'}", *(lines or ["no passports yet"])]))
