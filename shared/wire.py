@@ -30,25 +30,8 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from shared.config import PROTOCOL, RunConfig
 from shared.errors import REFUSAL_CODES
 from shared.wire_arrays import ArraySpec, Malformed, check_array, check_names, layer_sha256, payload_sha256
-from shared.wire_record import (
-    ARRAYS_KEY,
-    DIGEST,
-    DOMAIN,
-    FIELDS_KEY,
-    ROUND,
-    RUN_ID,
-    SHA256,
-    Record,
-    Rule,
-    canonical_json,
-    config_record,
-    epsilon,
-    exactly,
-    flat_json,
-    read_fields,
-    toml,
-    whole,
-)
+from shared.wire_record import ARRAYS_KEY, FIELDS_KEY, Record, config_record, read_fields
+from shared.wire_rules import DIGEST, DOMAIN, ROUND, RUN_ID, SHA256, Rule, canonical_json, epsilon, exactly, flat_json, toml, whole
 
 # The rest of the house reads these names from here.
 __all__ = ["ArraySpec", "Malformed", "Record", "canonical_json", "layer_sha256", "payload_sha256"]
