@@ -20,7 +20,7 @@ from shared.errors import PassportError
 
 from .durable_files import storage_errors
 
-_FILE = "partner.keys"
+KEY_FILE = "partner.keys"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # as the wire has it for a domain
 
 
@@ -102,20 +102,20 @@ class Keys:
             PassportError: the file is damaged, or others may read it.
             StorageError: the folder cannot be written.
         """
-        path = Path(folder) / _FILE
+        path = Path(folder) / KEY_FILE
         if not path.exists():
             _create(path)
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             raise PassportError(
-                f"'{_FILE}' can be read by others than its owner",
-                do=f"Run chmod 600 on it, and make new keys if others may have used '{_FILE}'.",
+                f"'{KEY_FILE}' can be read by others than its owner",
+                do=f"Run chmod 600 on it, and make new keys if others may have used '{KEY_FILE}'.",
             )
         try:
             values = json.loads(path.read_bytes())
             return cls(bytes.fromhex(values["signing"]), bytes.fromhex(values["box"]))
         except (ValueError, KeyError, TypeError, RecursionError, CryptoError):
             raise PassportError(
-                f"'{_FILE}' is damaged", do="Restore it from a copy, or remove it and give the partners the new public keys."
+                f"'{KEY_FILE}' is damaged", do="Restore it from a copy, or remove it and give the partners the new public keys."
             ) from None
 
     def public(self, partner: str) -> PublicKeys:

@@ -9,12 +9,12 @@ import numpy as np
 
 from shared import wire
 from shared.config import PROTOCOL, RunConfig
-from shared.errors import BudgetExhausted, LedgerError, Refusal, StateError
+from shared.errors import BudgetExhausted, LedgerBroken, LedgerError, LedgerLocked, Refusal, StateError
 from shared.interest_space import InterestSpace, Moments, centroids
 from shared.privacy.ledger import Ledger
 
 from .durable_files import write_file
-from .passport_exchange import export_all
+from .passport_exchange import export_all, own_keys
 from .preparation import PreparedDomain, Progress, prepare
 from .settings import ClientSettings
 
@@ -86,7 +86,7 @@ def hello(settings: ClientSettings, question: wire.Hello) -> wire.HelloReply:
 
     config = RunConfig.from_toml(question.config_toml)
     settings.admit(config)
-    with Ledger.open(settings.ledger_path) as ledger:
+    with Ledger.open(settings.ledger_path, signer=own_keys(settings)) as ledger:
         if ledger.private and not config.privacy.private:
             raise Refusal("range", "a test build never writes into a ledger that promises privacy", do="Use a ledger of its own for it.")
         try:
@@ -99,6 +99,8 @@ def hello(settings: ClientSettings, question: wire.Hello) -> wire.HelloReply:
             )
         except BudgetExhausted as error:
             raise Refusal("ceiling", error.what, do=error.do) from error
+        except (LedgerBroken, LedgerLocked):
+            raise  # nothing that the run asked for: the partner's own trouble, and `unavailable` to the server
         except LedgerError as error:
             raise Refusal("range", error.what, do=error.do) from error
     CurrentRun(settings).begin(question.run_id, config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shared import wire
 
-from .passport_exchange import for_training, take_in_all
+from .passport_exchange import for_training, own_keys, take_in_all
 from .queries import CurrentRun, opened
 from .settings import ClientSettings
 from .state import StateFolder
@@ -33,6 +33,7 @@ def train(settings: ClientSettings, instruction: wire.RoundInstruction, *, bundl
         domain=settings.domain,
         state_folder=StateFolder(settings.at_home("state")),
         ledger_path=settings.ledger_path,
+        signer=own_keys(settings),
         bundle_digest=bundle_digest,
         code_version=code_version,
     )

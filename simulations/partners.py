@@ -13,7 +13,7 @@ import polars as pl
 
 from client.data.links import LinkColumns
 from client.durable_files import write_file
-from client.keys import Keys
+from client.keys import KEY_FILE, Keys
 from client.settings import (
     AgreedRanges,
     BenchmarkSettings,
@@ -110,6 +110,8 @@ def settle(
             base=home.absolute(),
         )
         settings.write(home / "partner.toml")
+        if ledgers is not None:
+            _keep_keys(settings, ledgers.absolute() / "keys" / domain)
         make_ledger(settings, private=scenario.run.privacy.private)
         if not scenario.run.privacy.private:
             _name_pseudonym_key(settings, scenario.run.seed)
@@ -124,14 +126,28 @@ def settings_of(folder: RunFolder) -> list[ClientSettings]:
 
 
 def make_ledger(settings: ClientSettings, *, private: bool) -> None:
-    """Creates the domain's ledger where there is none."""
-    path = settings.ledger_path
+    """Creates the domain's ledger where there is none; one of an older format goes on in this one."""
+    path, keys = settings.ledger_path, Keys.load_or_create(settings.at_home("keys"))
+    if path.is_file():
+        Ledger.upgrade(path, signer=keys, why="a simulation goes on with this ledger")
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         ceiling = settings.ceiling
         Ledger.create(
-            path, domain=settings.domain, ceiling_epsilon=ceiling.epsilon, delta=ceiling.delta, set_by=ceiling.set_by, private=private
+            path,
+            signer=keys,
+            domain=settings.domain,
+            ceiling_epsilon=ceiling.epsilon,
+            delta=ceiling.delta,
+            set_by=ceiling.set_by,
+            private=private,
         ).close()
+
+
+def _keep_keys(settings: ClientSettings, kept: Path) -> None:
+    """A ledger that outlives a run is signed with a key that does too."""
+    Keys.load_or_create(kept)
+    write_file(settings.at_home("keys") / KEY_FILE, (kept / KEY_FILE).read_bytes())
 
 
 def twin(settings: ClientSettings, home: Path, ledger: Path) -> ClientSettings:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from client.app import build_client_app
+from client.keys import Keys
 from client.evaluation import EvaluatedDomain, evaluated
 from client.preparation import prepare
 from client.settings import ClientSettings
@@ -219,7 +220,7 @@ def _ledgers_are_free(settings: Sequence[ClientSettings]) -> None:
     """Nobody is asked for anything before every ledger can be written."""
     for one in settings:
         try:
-            Ledger.open(one.ledger_path).close()
+            Ledger.open(one.ledger_path, signer=Keys.load_or_create(one.at_home("keys"))).close()
         except LedgerError as error:
             raise type(error)(f"domain '{one.domain}': {error.what}", do=error.do) from None
 

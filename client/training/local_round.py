@@ -30,6 +30,7 @@ from shared.config import RunConfig
 from shared.errors import StateError
 from shared.privacy.ledger import Ledger
 from shared.privacy.mechanism import Mechanism
+from shared.privacy.signing import Signer
 from shared.wire import Receipt, RoundInstruction, TransferUpdate, layer_sha256, payload_sha256
 
 from .dp_sgd import joint_dimension, train
@@ -104,6 +105,7 @@ def run(
     domain: str,
     state_folder: StateFolder,
     ledger_path: Path,
+    signer: Signer,
     bundle_digest: str,
     code_version: str,
     on_step: Callable[[], None] = lambda: None,
@@ -117,6 +119,7 @@ def run(
         domain: name of this domain.
         state_folder: training state of this domain.
         ledger_path: ledger of this domain.
+        signer: the partner's key, which signs what is written there.
         bundle_digest, code_version: written into the intent.
         on_step: called after each step, for progress.
     Raises:
@@ -127,7 +130,7 @@ def run(
         raise StateError("the instruction belongs to another run configuration than 'hello' brought")
     key = RoundKey(run_id=instruction.run_id, round=instruction.round, layer_sha256=layer_sha256(instruction.arrays))
     mechanism = round_mechanism(config)
-    with Ledger.open(ledger_path) as ledger:
+    with Ledger.open(ledger_path, signer=signer) as ledger:
         state = state_folder.current()
         if state is None or state.key != key:
             opened = data()  # before the intent: a file that cannot be read costs nothing

@@ -41,11 +41,14 @@ class Budget:
         ceiling_epsilon: above 0; infinite only where the ledger is not private.
         delta: fixed for life.
         interval: width of the PLD grid that decides, fixed at genesis so that a recomputation gives the same number.
+        booked: epsilon that counts as spent from the start, because an earlier ledger was lost. It adds up with everything after by basic
+            composition, and so do the deltas.
     """
 
     ceiling_epsilon: float
     delta: float
     interval: float
+    booked: float = 0.0
 
     @classmethod
     def of(cls, ceiling_epsilon: float, delta: float) -> Budget:
@@ -93,10 +96,10 @@ class Decision:
 
 
 def epsilon_of(events: Sequence[Mechanism], budget: Budget, *, adaptive: bool, order: float | None) -> float:
-    """Cost of events by the accountant that decides in this life."""
+    """Cost of events by the accountant that decides in this life, and of what was booked."""
     if adaptive and order is not None:
-        return epsilon_at_order(events, budget.delta, order)
-    return epsilon_pld(events, budget.delta, interval=budget.interval)
+        return budget.booked + epsilon_at_order(events, budget.delta, order)
+    return budget.booked + epsilon_pld(events, budget.delta, interval=budget.interval)
 
 
 def decide(budget: Budget, life: Life, mechanism: Mechanism, intents: int, *, what: str) -> Decision:
@@ -114,7 +117,7 @@ def decide(budget: Budget, life: Life, mechanism: Mechanism, intents: int, *, wh
     adaptive = life.adaptive or life.first_plan is not None
     order = life.order
     if order is None and mechanism.kind != "none":
-        order = filter_order(mechanism, budget.ceiling_epsilon, budget.delta)
+        order = filter_order(mechanism, budget.ceiling_epsilon - budget.booked, budget.delta)
     before = (*life.spent, *life.reserved)
     after = epsilon_of((*before, plan), budget, adaptive=adaptive, order=order)
     if any(event.kind == "none" for event in (*before, plan)):
@@ -131,4 +134,4 @@ def filter_covers_first_plan(budget: Budget, life: Life) -> bool:
     """Condition 2 above; without it nothing may follow the first schedule."""
     if life.first_plan is None or life.order is None:
         return True
-    return epsilon_at_order([life.first_plan], budget.delta, life.order) <= budget.ceiling_epsilon
+    return budget.booked + epsilon_at_order([life.first_plan], budget.delta, life.order) <= budget.ceiling_epsilon

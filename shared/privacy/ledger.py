@@ -2,31 +2,32 @@
 
 ::
 
-    with Ledger.open(path) as ledger:
+    with Ledger.open(path, signer=keys) as ledger:
         ledger.admit(run_id=..., config_hash=..., mechanism=one_round, rounds=15, reserve=1)   # the whole plan, or BudgetExhausted
         attempt = ledger.intent(run_id=..., round=1, mechanism=one_round, ...)                 # on disk BEFORE the first private gradient
         ...                                                                                    # train
         ledger.commit(run_id=..., round=1, attempt=attempt, payload_sha256=...)                # BEFORE the bytes leave
 
-Spent is every intent, committed or not. Only events whose number and content follow from the public schedule may enter: passports, links
+Spent is every intent and release, committed or not. Every event is signed by the partner's key.
+Only events whose number and content follow from the public schedule may enter: passports, links
 and erasures have a register of their own. See `ledger_schema` for the format and `budget` for who decides.
 """
 
 from __future__ import annotations
 
-import datetime
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from ..errors import BudgetExhausted, LedgerError
-from .budget import Budget, decide, epsilon_of
+from ..errors import BudgetExhausted, LedgerError, WrongKey
+from .budget import Decision, decide, epsilon_of
+from .ledger_beginning import begin, begin_after_loss, next_event, replay, upgrade
 from .ledger_book import Book, Plan
 from .ledger_file import LedgerFile
-from .ledger_schema import FORMAT, NO_HASH, UNIT, Event, canonical, check_fields, event_hash, mechanism_of
+from .ledger_reading import LedgerReading
+from .ledger_schema import Event
 from .mechanism import Mechanism
+from .signing import Signer, key_message
 
 
 def read_events(path: Path) -> list[Event]:
@@ -42,19 +43,21 @@ def read_events(path: Path) -> list[Event]:
         file.close()
 
 
-class Ledger:
+class Ledger(LedgerReading):
     """An open ledger. One process writes (`LedgerLocked` for the next), any number read."""
 
-    def __init__(self, file: LedgerFile, book: Book) -> None:
-        self._file = file
-        self._book = book
-        self._priced: tuple[tuple[object, ...], float] | None = None
+    def __init__(self, file: LedgerFile, book: Book, signer: Signer | None) -> None:
+        super().__init__(file, book)
+        self._signer = signer
 
     @classmethod
-    def create(cls, path: Path, *, domain: str, ceiling_epsilon: float, delta: float, set_by: str, private: bool = True) -> Ledger:
+    def create(
+        cls, path: Path, *, signer: Signer, domain: str, ceiling_epsilon: float, delta: float, set_by: str, private: bool = True
+    ) -> Ledger:
         """Begins a ledger with its genesis, and opens it.
 
         Args:
+            signer: whose key signs every event.
             ceiling_epsilon: epsilon that this domain's whole life may cost; infinite only where ``private`` is false.
             delta: of every number in this ledger.
             set_by: who decided the ceiling.
@@ -63,124 +66,81 @@ class Ledger:
         Raises:
             LedgerError: when there is a ledger already, or a value has no meaning.
         """
-        budget = Budget.of(float(ceiling_epsilon), float(delta))
-        if private and not math.isfinite(ceiling_epsilon):
-            raise LedgerError("a private ledger has a finite ceiling", do="Only a ledger that says NOT PRIVATE may have none.")
-        payload = {
-            "format": FORMAT,
-            "unit": UNIT,
-            "domain": domain,
-            "ceiling_epsilon": budget.ceiling_epsilon.hex(),
-            "delta": budget.delta.hex(),
-            "pld_interval": budget.interval.hex(),
-            "set_by": set_by,
-            "private": private,
-            "booked_epsilon": None,
-            "booked_delta": None,
-            "last_receipt": None,
-        }
-        event, text = _next_event("genesis", payload, 0, NO_HASH)
-        LedgerFile.create(Path(path), event, text)
-        return cls.open(path)
+        begin(path, signer=signer, domain=domain, ceiling_epsilon=ceiling_epsilon, delta=delta, set_by=set_by, private=private)
+        return cls.open(path, signer=signer)
 
     @classmethod
-    def open(cls, path: Path, *, read_only: bool = False) -> Ledger:
-        """Opens a ledger and checks all of it.
+    def restart(
+        cls,
+        path: Path,
+        *,
+        signer: Signer,
+        domain: str,
+        ceiling_epsilon: float,
+        delta: float,
+        set_by: str,
+        booked_epsilon: float,
+        booked_delta: float,
+        last_receipt: str | None,
+    ) -> Ledger:
+        """Begins a ledger where another one was lost: what that one permitted counts as spent, all of it.
+
+        Basic composition: whatever the lost ledger allowed was (booked_epsilon, booked_delta)-DP, and what follows is chosen after it, so
+        epsilons and deltas add up.
+
+        Args:
+            ceiling_epsilon: the new ceiling, above what is booked.
+            booked_epsilon: the whole ceiling of the lost ledger, with what that one had booked itself.
+            booked_delta: its delta, likewise.
+            last_receipt: the coordinator's last receipt, as canonical JSON; None where no round was ever answered.
+
+        Raises:
+            LedgerError: when a ledger still stands at this place, or a value has no meaning.
+        """
+        begin_after_loss(
+            path,
+            signer=signer,
+            domain=domain,
+            ceiling_epsilon=ceiling_epsilon,
+            delta=delta,
+            set_by=set_by,
+            booked_epsilon=booked_epsilon,
+            booked_delta=booked_delta,
+            last_receipt=last_receipt,
+        )
+        return cls.open(path, signer=signer)
+
+    @classmethod
+    def open(cls, path: Path, *, signer: Signer | None = None, read_only: bool = False) -> Ledger:
+        """Opens a ledger and checks chain, rules and the signature of its last event, which by the chain covers all before it.
+
+        Args:
+            signer: the partner's key, needed for writing.
 
         Raises:
             LedgerLocked: when another process, or another handle, has it open for writing.
             LedgerBroken: when chain, sequence or schema do not hold, or it says what no run could have done.
+            WrongKey: when it is signed with another key than the signer's.
         """
         file = LedgerFile.read(Path(path)) if read_only else LedgerFile.write(Path(path))
         try:
-            book = Book()
-            book.apply_all(file.load())
+            book = replay(file)
+            if not read_only:
+                _must_sign(book, signer)
         except BaseException:
             file.close()
             raise
-        return cls(file, book)
+        return cls(file, book, None if read_only else signer)
 
-    def __enter__(self) -> Self:
-        return self
+    @staticmethod
+    def upgrade(path: Path, *, signer: Signer, why: str) -> None:
+        """Changes an unsigned ledger of format 1 to this format; from its ``migration`` event on it is signed. Again: nothing happens.
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        Raises:
+            LedgerBroken: when it does not hold as it is.
+        """
+        upgrade(path, signer=signer, why=why)
 
-    def close(self) -> None:
-        """Hands the ledger to the next process. Twice is as good as once."""
-        self._file.close()
-
-    # --- what it says ------------------------------------------------------------------------------------------------------------------
-    @property
-    def domain(self) -> str:
-        return self._book.domain
-
-    @property
-    def private(self) -> bool:
-        """What the genesis says; false means NOT PRIVATE, whatever the events are."""
-        return self._book.private
-
-    @property
-    def ceiling_epsilon(self) -> float:
-        return self._book.budget.ceiling_epsilon
-
-    @property
-    def delta(self) -> float:
-        return self._book.budget.delta
-
-    @property
-    def head_hash(self) -> str:
-        return self._file.head_hash
-
-    @property
-    def count_of_intents(self) -> int:
-        return self._book.intents
-
-    @property
-    def adaptive(self) -> bool:
-        """True from the second run, a raised ceiling or a release on: a Renyi filter decides, and PLD is information."""
-        return self._book.adaptive
-
-    @property
-    def filter_order(self) -> float | None:
-        """Renyi order of the filter, fixed by the first schedule."""
-        return self._book.order
-
-    def epsilon_spent(self) -> float:
-        """Cost of every intent and release so far, by the accountant that decides in this life; infinite where a step added no noise."""
-        spent = self._book.spent
-        known = (spent, self._book.adaptive)
-        if self._priced is None or self._priced[0] != known:
-            self._priced = (known, epsilon_of(spent, self._book.budget, adaptive=self._book.adaptive, order=self._book.order))
-        return self._priced[1]
-
-    def epsilon_reserved(self) -> float:
-        """Cost of everything spent or still reserved."""
-        life = self._book.life
-        return epsilon_of((*life.spent, *life.reserved), self._book.budget, adaptive=life.adaptive, order=life.order)
-
-    def intents_left(self, run_id: str) -> int:
-        """Intents that an admitted run may still make; 0 for one that is unknown, complete or ended."""
-        plan = self._book.plans.get(run_id)
-        return 0 if plan is None else plan.open_intents
-
-    def committed(self, run_id: str, round: int) -> str | None:
-        """sha256 of the bytes that left for a round, or None."""
-        plan = self._book.plans.get(run_id)
-        return None if plan is None else plan.committed.get(round)
-
-    def spent_events(self) -> list[Mechanism]:
-        """Every intent and release in order, committed or not."""
-        return [mechanism_of(event.payload["mechanism"]) for event in self.events() if event.kind in ("intent", "release")]
-
-    def intents(self) -> Iterator[Event]:
-        return (event for event in self.events() if event.kind == "intent")
-
-    def events(self) -> Iterator[Event]:
-        """Every event, read from disk and checked again."""
-        return self._file.events()
-
-    # --- what it does ------------------------------------------------------------------------------------------------------------------
     def admit(self, *, run_id: str, config_hash: str, mechanism: Mechanism, rounds: int, reserve: int) -> None:
         """Reserves a run's whole plan: ``rounds + reserve`` intents of ``mechanism``. Again with the same plan (a resume): nothing happens.
 
@@ -212,8 +172,7 @@ class Ledger:
             self._refuse(refusal, {**asked, "round": 0, "intents": rounds + reserve, "why": "the plan would pass the ceiling"})
             raise
         plan = {"rounds": rounds, "reserve": reserve, "permitted_intents": decision.permitted_intents, "decided_by": decision.decided_by}
-        order = None if decision.order is None else decision.order.hex()
-        reserved = {"epsilon_reserved": decision.epsilon_reserved.hex(), "filter_order": order, "plan_signature": None}
+        reserved = {"epsilon_reserved": decision.epsilon_reserved.hex(), "filter_order": _order(decision), "plan_signature": None}
         self._append("schedule", {**asked, **plan, **reserved})
 
     def intent(self, *, run_id: str, round: int, mechanism: Mechanism, config_hash: str, bundle_digest: str, code_version: str) -> int:
@@ -287,6 +246,63 @@ class Ledger:
         now = {"ceiling_epsilon": float(ceiling_epsilon).hex(), "previous_epsilon": self.ceiling_epsilon.hex()}
         self._append("ceiling", {**now, "epsilon_spent": self.epsilon_spent().hex(), "raised_by": raised_by, "why": why})
 
+    def release(self, *, release_id: str, purpose: str, mechanism: Mechanism, config_hash: str) -> Event:
+        """Books a mechanism of its own as spent. It is on disk when this returns; touch no private data before.
+
+        Args:
+            release_id: names the release; again with the same one and the same mechanism, nothing is spent and the event there is returned.
+            purpose: ``popularity``, ``metric``, ``count`` or ``moments``.
+            mechanism: of the whole release.
+            config_hash: of the parameters that are not in the mechanism.
+
+        Raises:
+            BudgetExhausted: when it would pass the ceiling; recorded as ``refused``.
+            LedgerError: when another release has this id, or a step without noise would enter a private ledger.
+        """
+        asked = {"mechanism": mechanism.to_record(), "config_hash": config_hash}
+        there = self._book.releases.get(release_id)
+        if there is not None:
+            if any(there.payload[name] != value for name, value in {**asked, "purpose": purpose}.items()):
+                raise LedgerError("another release was made under this id", do="Choose a new id for a new release.")
+            return there
+        if mechanism.kind == "none" and self.private:
+            raise LedgerError("a step without noise cannot enter a private ledger", do="Choose a noise multiplier above 0.")
+        try:
+            decision = decide(self._book.budget, self._book.life, mechanism, 1, what=f"a release ({purpose}) of domain '{self.domain}'")
+        except BudgetExhausted as refusal:
+            self._refuse(refusal, {**asked, "run_id": release_id, "round": 0, "intents": 1, "why": "the release would pass the ceiling"})
+            raise
+        said = {"release_id": release_id, "purpose": purpose, **asked, "payload_sha256": None}
+        # by what follows it, a release makes the life adaptive, so the filter answers for it
+        return self._append("release", {**said, "decided_by": decision.decided_by, "filter_order": _order(decision)})
+
+    def rotate_key(self, new: Signer) -> None:
+        """Replaces the key: the event is signed by the old one, both sign the change, and the new one signs from here on.
+
+        Raises:
+            LedgerError: when the new key was in force before.
+        """
+        old = self._must_write()
+        if new.verify_key in self._book.keys:
+            raise LedgerError("the new key was in force before", do="Make a new key.")
+        message = key_message(self.domain, old.verify_key, new.verify_key)
+        keys = {"old_verify_key": old.verify_key, "new_verify_key": new.verify_key}
+        self._append("key", {**keys, "old_signature": old.sign(message).hex(), "new_signature": new.sign(message).hex()})
+        self._signer = new
+
+    def audited(self, *, tier: int, verdict: str, code_digest: str, code_version: str, summary: str, report_sha256: str) -> Event:
+        """Records the verdict of a canary run, made on synthetic users and a ledger of its own.
+
+        Args:
+            tier: 1 (conformance) or 2 (one-run audit).
+            verdict: ``passed`` or ``refuted``.
+            code_digest: of the code that was tested, as intents name it.
+            summary: figures, as canonical JSON.
+            report_sha256: of the whole verdict.
+        """
+        code = {"code_digest": code_digest, "code_version": code_version}
+        return self._append("audit", {"tier": tier, "verdict": verdict, **code, "summary": summary, "report_sha256": report_sha256})
+
     def note(self, text: str) -> None:
         """Adds a text that follows from the public schedule; never anything learned from data."""
         self._append("note", {"text": text})
@@ -314,16 +330,28 @@ class Ledger:
         if payload != self._book.last_refusal:
             self._append("refused", payload)
 
-    def _append(self, kind: str, payload: dict[str, Any]) -> None:
-        event, text = _next_event(kind, payload, self._file.head_seq, self._file.head_hash)
-        self._file.append(event, text)
+    def _must_write(self) -> Signer:
+        if self._signer is None:
+            raise LedgerError("the ledger was opened for reading only")
+        return self._signer
+
+    def _append(self, kind: str, payload: dict[str, Any]) -> Event:
+        event = next_event(kind, payload, self._file.head_seq, self._file.head_hash, self._must_write())
+        self._file.append(event)
         self._book.apply(event)
+        return event
 
 
-def _next_event(kind: str, payload: dict[str, Any], head_seq: int, head_hash: str) -> tuple[Event, str]:
-    check_fields(kind, payload)
-    text = canonical(payload)
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    seq = head_seq + 1
-    digest = event_hash(seq, kind, now, text, head_hash)
-    return Event(seq=seq, kind=kind, time_utc=now, payload=payload, prev_hash=head_hash, hash=digest), text
+def _must_sign(book: Book, signer: Signer | None) -> None:
+    if signer is None:
+        raise LedgerError("a ledger is written with the partner's key, and none was given", do="Open it for reading, or give the key.")
+    if book.verify_key is None:
+        do = "Run isthmus-client ledger upgrade once: from then on every event is signed."
+        raise LedgerError("the ledger is of format 1, which was not signed", do=do)
+    if signer.verify_key != book.verify_key:
+        do = "Use the keys folder of the partner that this ledger belongs to; a lost key is a lost ledger."
+        raise WrongKey("the ledger is signed with another key than this partner's", do=do)
+
+
+def _order(decision: Decision) -> str | None:
+    return None if decision.order is None else decision.order.hex()

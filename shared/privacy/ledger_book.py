@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ..errors import LedgerBroken
+from ..errors import LedgerBroken, LedgerError
 from .budget import Budget, Life
-from .ledger_schema import Event, mechanism_of
+from .ledger_schema import FORMAT, UNSIGNED_FORMAT, Event, mechanism_of
 from .mechanism import Mechanism
+from .signing import holds, key_message
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,9 +50,26 @@ class Plan:
 
 
 class Book:
-    """State of a ledger after a number of events."""
+    """State of a ledger after a number of events.
+
+    Attributes:
+        verify_key: the public key in force, which signs the next event; None before one was named (format 1).
+        keys: every key there was, in order.
+        signed_from: number of the first signed event; None where nothing is signed.
+        raised: whether more is permitted than the first genesis did: by a ceiling event, or because an old ceiling was booked.
+        releases: release id -> its event.
+        cites: the coordinator's last receipt of a lost ledger, as genesis cites it.
+    """
 
     def __init__(self) -> None:
+        self.format = FORMAT
+        self.verify_key: str | None = None
+        self.keys: list[str] = []
+        self.signed_from: int | None = None
+        self.raised = False
+        self.booked_delta = 0.0
+        self.cites: str | None = None
+        self.releases: dict[str, Event] = {}
         self.domain = ""
         self.private = True
         self.budget = Budget(ceiling_epsilon=0.0, delta=0.0, interval=0.0)
@@ -80,14 +101,23 @@ class Book:
         reserved = tuple(plan.reserved for plan in self.plans.values() if plan.open_intents)
         return Life(spent=self.spent, reserved=reserved, first_plan=self._first_plan, adaptive=self.adaptive, order=self._order)
 
+    def key_of(self, event: Event) -> str | None:
+        """The key that has to sign the next event; None where it has to be unsigned."""
+        named: str | None = event.payload.get("verify_key")  # genesis and migration name the key that signs them
+        return self.verify_key if self.verify_key is not None else named
+
     def apply(self, event: Event) -> None:
-        """Adds one event, whose fields were checked.
+        """Adds one event, whose fields were checked. Whether its signature holds is for others to check; here, that there is one.
 
         Raises:
             LedgerBroken: when no run could have written it at this point.
         """
         if (event.kind == "genesis") == self._begun:
             raise _broken(event, "a ledger has one genesis, and it comes first")
+        if (self.key_of(event) is None) != (event.signature is None):
+            raise _broken(event, "it is not signed" if event.signature is None else "it is signed before a key was named")
+        if self.signed_from is None and event.signature is not None:
+            self.signed_from = event.seq
         self.last_refusal = dict(event.payload) if event.kind == "refused" else None
         rule = getattr(self, f"_{event.kind}", None)
         if rule is not None:
@@ -100,11 +130,64 @@ class Book:
     def _genesis(self, event: Event) -> None:
         said = event.payload
         self._begun = True
-        self.domain, self.private = said["domain"], said["private"]
-        values = [float.fromhex(said[name]) for name in ("ceiling_epsilon", "delta", "pld_interval")]
-        self.budget = Budget(ceiling_epsilon=values[0], delta=values[1], interval=values[2])
-        if not 0.0 < values[1] < 1.0 or not 0.0 < values[2] <= values[0] or (values[0] == float("inf") and self.private):
-            raise _broken(event, "its ceiling, delta or interval has no meaning")
+        self.domain, self.private, self.format = said["domain"], said["private"], said["format"]
+        if self.format not in (UNSIGNED_FORMAT, FORMAT):
+            raise _broken(event, "its format is none that this version reads")
+        ceiling, delta, interval = (float.fromhex(said[name]) for name in ("ceiling_epsilon", "delta", "pld_interval"))
+        try:
+            Budget.of(ceiling, delta)
+        except LedgerError:
+            raise _broken(event, "its ceiling or delta has no meaning") from None
+        if not 0.0 < interval <= ceiling or (math.isinf(ceiling) and self.private):
+            raise _broken(event, "its ceiling or interval has no meaning")
+        booked = self._booked(event, ceiling)
+        self.budget = Budget(ceiling_epsilon=ceiling, delta=delta, interval=interval, booked=booked)
+        self._name_key(said.get("verify_key"))
+
+    def _booked(self, event: Event, ceiling: float) -> float:
+        """What a lost ledger counts for; the count of intents goes on from the receipt that is cited."""
+        said = event.payload
+        if said["booked_epsilon"] is None:
+            if said["booked_delta"] is not None or said["last_receipt"] is not None:
+                raise _broken(event, "it cites a lost ledger and books nothing for it")
+            return 0.0
+        booked = float.fromhex(said["booked_epsilon"])
+        delta = 0.0 if said["booked_delta"] is None else float.fromhex(said["booked_delta"])
+        if not 0.0 < booked < ceiling or not 0.0 < delta < 1.0:
+            raise _broken(event, "what it books for a lost ledger has no meaning")
+        self.raised, self.booked_delta, self.cites = True, delta, said["last_receipt"]
+        if self.cites is not None:
+            try:
+                count = json.loads(self.cites)["count_of_intents"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                count = -1
+            if type(count) is not int or not 0 <= count < 2**53:
+                raise _broken(event, "the receipt that it cites is none")
+            self.intents = count
+        return booked
+
+    def _name_key(self, verify_key: str | None) -> None:
+        self.verify_key = verify_key
+        if verify_key is not None:
+            self.keys.append(verify_key)
+
+    def _key(self, event: Event) -> None:
+        said = event.payload
+        old, new = said["old_verify_key"], said["new_verify_key"]
+        message = key_message(self.domain, old, new)
+        if old != self.verify_key or new in self.keys:
+            raise _broken(event, "a new key follows the key in force, and is a new one")
+        for key, signature in ((old, said["old_signature"]), (new, said["new_signature"])):
+            if not holds(key, message, bytes.fromhex(signature)):
+                raise _broken(event, "the two keys did not both sign the change")
+        self._name_key(new)
+
+    def _migration(self, event: Event) -> None:
+        said = event.payload
+        if (said["from_format"], said["to_format"], self.format) != (UNSIGNED_FORMAT, FORMAT, UNSIGNED_FORMAT):
+            raise _broken(event, "it changes a format that the ledger does not have")
+        self.format = FORMAT
+        self._name_key(said["verify_key"])
 
     def _schedule(self, event: Event) -> None:
         said = event.payload
@@ -166,6 +249,10 @@ class Book:
         plan.committed[said["round"]] = said["payload_sha256"]
 
     def _release(self, event: Event) -> None:
+        name = event.payload["release_id"]
+        if name in self.releases:
+            raise _broken(event, "a release stands here twice")
+        self.releases[name] = event
         mechanism = mechanism_of(event.payload["mechanism"])
         self._admitted(event, mechanism)
         self._adaptive = True
@@ -177,8 +264,8 @@ class Book:
             raise _broken(event, "a ceiling is raised from what it was")
         if now == float("inf") and self.private:
             raise _broken(event, "a private ledger has a finite ceiling")
-        self._adaptive = True
-        self.budget = Budget(ceiling_epsilon=now, delta=self.budget.delta, interval=self.budget.interval)
+        self._adaptive = self.raised = True
+        self.budget = dataclasses.replace(self.budget, ceiling_epsilon=now)
 
 
 def _broken(event: Event, why: str) -> LedgerBroken:

@@ -12,52 +12,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import sqlite3
+import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import IsthmusError, LedgerBroken, LedgerError, LedgerLocked, StorageError
+from ..errors import EmptyLedger, LedgerBroken, LedgerError, LedgerLocked, RolledBack, StorageError
+from .ledger_database import COLUMNS, INSERT, RESTORE, check_database, connect, must_exist, plain_errors, row, write_whole
 from .ledger_schema import FORMAT, NO_HASH, Event, event_from_row
 
-APPLICATION_ID = 0x6973_746D  # "istm"
-
-SCHEMA = (
-    "CREATE TABLE events (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, time_utc TEXT NOT NULL, payload TEXT NOT NULL, "
-    "prev_hash TEXT NOT NULL, hash TEXT NOT NULL, signature BLOB)",
-    "CREATE TRIGGER events_are_never_changed BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END",
-    "CREATE TRIGGER events_are_never_removed BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END",
-)
-
-_COLUMNS = "seq, kind, time_utc, payload, prev_hash, hash, signature"
-_INSERT = f"INSERT INTO events ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
-_RESTORE = "Do not train with this ledger. Restore the newest file, or ask the coordinator for the last receipt."
-
-
-@contextlib.contextmanager
-def plain_errors(doing: str) -> Iterator[None]:
-    """Turns what SQLite and the operating system say into our errors."""
-    try:
-        yield
-    except IsthmusError:
-        raise
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise LedgerLocked(f"another process holds the ledger: {doing}", do="Wait for it to end, then try again.") from None
-        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-            raise _storage(doing) from None
-        raise LedgerBroken(f"the ledger is not a readable database: {doing}", do=_RESTORE) from None
-    except UnicodeDecodeError:  # in a text of the file, or in SQLite's message about it
-        raise LedgerBroken(f"the ledger is not a readable database: {doing}", do=_RESTORE) from None
-    except OSError:
-        raise _storage(doing) from None
-
-
-def _storage(doing: str) -> StorageError:
-    do = "Free space or repair the disk. Nothing that was confirmed is lost."
-    return StorageError(f"the ledger cannot be written or read: {doing}", do=do)
+_ROWS_AT_A_TIME = 2000
 
 
 class LedgerFile:
@@ -67,12 +34,14 @@ class LedgerFile:
         path: of the SQLite file, links resolved, so that two names of one file are one lock.
         head_seq: number of the last event; 0 before `load`.
         head_hash: its hash.
+        format: of the file, known after `load`.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection, lock: int | None) -> None:
         self.path = path
         self.head_seq = 0
         self.head_hash = NO_HASH
+        self.format = FORMAT
         self._connection = connection
         self._lock = lock
         self._process = os.getpid()
@@ -82,9 +51,11 @@ class LedgerFile:
         _open_files.add(self)
 
     @classmethod
-    def create(cls, path: Path, genesis: Event, payload: str) -> None:
+    def create(cls, path: Path, genesis: Event, *, after_loss: bool = False) -> None:
         """Writes a new file with its first event; it appears complete or not at all.
 
+        Args:
+            after_loss: the ledger that stood here is lost, and its mark no longer counts.
         Raises:
             LedgerError: when there is one already.
             LedgerBroken: when there was one, and it is gone.
@@ -95,9 +66,9 @@ class LedgerFile:
             try:
                 if path.exists():
                     raise LedgerError("there is a ledger at this place already", do="A domain has one ledger for life: open it.")
-                if _mark(lock) is not None:
-                    raise LedgerBroken("the ledger of this place is gone", do=_RESTORE)
-                _write_whole(path, genesis, payload)
+                if _mark(lock) is not None and not after_loss:
+                    raise LedgerBroken("the ledger of this place is gone", do=RESTORE)
+                write_whole(path, [genesis])
                 _set_mark(lock, genesis.seq, genesis.hash)
             finally:
                 os.close(lock)
@@ -111,10 +82,10 @@ class LedgerFile:
         """
         path = Path(os.path.realpath(path))
         with plain_errors("opening it"):
-            _must_exist(path)
+            must_exist(path)
             lock = _take_lock(path)
             try:
-                file = cls(path, _connect(path, "rw"), lock)
+                file = cls(path, connect(path, "rw"), lock)
             except BaseException:
                 os.close(lock)
                 raise
@@ -130,8 +101,35 @@ class LedgerFile:
         """Opens for reading, beside any writer."""
         path = Path(os.path.realpath(path))
         with plain_errors("opening it"):
-            _must_exist(path)
-            return cls(path, _connect(path, "ro"), None)
+            must_exist(path)
+            return cls(path, connect(path, "ro"), None)
+
+    @classmethod
+    def examine(cls, path: Path) -> LedgerFile:
+        """Opens for an audit: the file, what stands beside it and its folder stay as they are, byte for byte.
+
+        Raises:
+            LedgerLocked: a process is writing to it, so that a copy might be half of something.
+        """
+        path = Path(os.path.realpath(path))
+        with plain_errors("opening it"):
+            must_exist(path)
+            ahead = path.with_name(path.name + "-wal")
+            if not ahead.is_file() or ahead.stat().st_size == 0:
+                return cls(path, connect(path, "ro&immutable=1"), None)
+            folder = tempfile.TemporaryDirectory(prefix="isthmus-audit-")
+            try:
+                with _nobody_writes(path):
+                    for one in (path, ahead):
+                        shutil.copy(one, Path(folder.name) / one.name)
+                copy = Path(folder.name) / path.name
+                file = cls(path, connect(copy, "rw"), None)  # SQLite itself reads the write-ahead part into the copy
+                file._connection.execute("PRAGMA query_only=ON")
+            except BaseException:
+                folder.cleanup()
+                raise
+            weakref.finalize(file, folder.cleanup)
+            return file
 
     def load(self) -> Iterator[Event]:
         """Every event, after the database itself was checked; sets the head, from which `append` goes on.
@@ -143,15 +141,17 @@ class LedgerFile:
         with plain_errors("reading it"):
             if self._lock is not None:
                 mark = _mark(self._lock)
-            _check_database(self._connection)
+            self.format = check_database(self.path, self._connection)
+            if self._lock is not None and self._handed_over():
+                raise LedgerError("the file is a hand-over: it is read, never written", do="Open the ledger that it was made from.")
         seq, digest = 0, NO_HASH
         for event in self.events():
             seq, digest = event.seq, event.hash
             if mark is not None and seq == mark[0] and digest != mark[1]:
-                raise LedgerBroken(f"event {seq} of the ledger is not the one that was written here", do=_RESTORE)
+                raise RolledBack(f"event {seq} of the ledger is not the one that was written here", do=RESTORE)
             yield event
         if mark is not None and seq < mark[0]:
-            raise LedgerBroken(f"the ledger ends at event {seq}, but event {mark[0]} was written here: it was rolled back", do=_RESTORE)
+            raise RolledBack(f"the ledger ends at event {seq}, but event {mark[0]} was written here: it was rolled back", do=RESTORE)
         self.head_seq, self.head_hash = seq, digest
 
     def events(self) -> Iterator[Event]:
@@ -160,19 +160,52 @@ class LedgerFile:
         Raises:
             LedgerBroken: at the first event that does not fit.
         """
-        self._must_be_ours()
-        with plain_errors("reading it"):
-            rows = self._connection.execute(f"SELECT {_COLUMNS} FROM events ORDER BY seq").fetchall()
-        if not rows:
-            raise LedgerBroken("the ledger has no genesis", do=_RESTORE)
         seq, digest = 0, NO_HASH
-        for row in rows:
-            event = event_from_row(row, prev_seq=seq, prev_hash=digest)
+        for one in self._rows():
+            event = event_from_row(one, prev_seq=seq, prev_hash=digest)
             seq, digest = event.seq, event.hash
             yield event
+        if seq == 0:
+            raise EmptyLedger("the ledger has no genesis", do=RESTORE)
 
-    def append(self, event: Event, payload: str) -> None:
+    def _rows(self) -> Iterator[tuple[Any, ...]]:
+        """Some at a time, so that a long ledger does not have to fit into memory."""
+        last = -(2**63)
+        while True:
+            self._must_be_ours()
+            with plain_errors("reading it"):
+                query = f"SELECT {COLUMNS} FROM events WHERE seq > ? ORDER BY seq LIMIT {_ROWS_AT_A_TIME}"
+                rows = self._connection.execute(query, (last,)).fetchall()
+            yield from rows
+            if len(rows) < _ROWS_AT_A_TIME:
+                return
+            last = rows[-1][0]
+
+    def signed_head(self) -> tuple[int, str, str, bytes] | None:
+        """Number, hash, time and signature that a handed-over file ends with; None in a ledger that was not handed over.
+
+        Raises:
+            LedgerBroken: there is not exactly one.
+        """
+        self._must_be_ours()
+        with plain_errors("reading its signed head"):
+            if not self._handed_over():
+                return None
+            rows = self._connection.execute("SELECT seq, hash, exported_utc, signature FROM head").fetchall()
+        types = (int, str, str, bytes)
+        if len(rows) != 1 or any(type(value) is not wanted for value, wanted in zip(rows[0], types, strict=True)):
+            raise LedgerBroken("the signed head of the file is not one", do="Ask its owner to hand the ledger over again.")
+        seq, digest, exported, signature = rows[0]
+        return seq, digest, exported, signature
+
+    def _handed_over(self) -> bool:
+        return self._connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'head'").fetchone() is not None
+
+    def append(self, event: Event, *, new_format: int | None = None) -> None:
         """Writes one event. On disk when this returns; when it raises, nothing is lost and at most this event too much is counted.
+
+        Args:
+            new_format: written into the file in the same transaction, where the event changes it.
 
         Raises:
             StorageError: no space left, or the disk fails.
@@ -183,13 +216,15 @@ class LedgerFile:
         self._must_be_ours()
         with plain_errors("writing an event"):
             if os.stat(self.path).st_ino != self._inode:
-                raise LedgerBroken("the ledger's file was replaced while it was open", do=_RESTORE)
+                raise LedgerBroken("the ledger's file was replaced while it was open", do=RESTORE)
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
                 head = self._connection.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
                 if head != (self.head_seq, self.head_hash):
-                    raise LedgerBroken("another process wrote to the ledger in spite of the lock", do=_RESTORE)
-                self._connection.execute(_INSERT, _row(event, payload))
+                    raise LedgerBroken("another process wrote to the ledger in spite of the lock", do=RESTORE)
+                self._connection.execute(INSERT, row(event))
+                if new_format is not None:
+                    self._connection.execute(f"PRAGMA user_version={int(new_format)}")
                 self._connection.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):
@@ -237,7 +272,7 @@ def confirmed(path: Path) -> int:
     """
     path = Path(os.path.realpath(path))
     with plain_errors("reading its mark"):
-        _must_exist(path)
+        must_exist(path)
         try:
             lock = os.open(path.with_name(path.name + ".lock"), os.O_RDONLY)
         except FileNotFoundError:
@@ -261,60 +296,22 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def _must_exist(path: Path) -> None:
-    if not path.is_file():
-        do = "Create it first; if there was one, restore it or ask the coordinator for the last receipt."
-        raise LedgerError("there is no ledger at this place", do=do)
-
-
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=5.0, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA trusted_schema=OFF")
-    connection.execute("PRAGMA cell_size_check=ON")
-    return connection
-
-
-def _check_database(connection: sqlite3.Connection) -> None:
-    if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
-        raise LedgerBroken("the ledger's database is damaged", do=_RESTORE)
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if application != APPLICATION_ID:
-        raise LedgerBroken("the file is not a ledger of isthmus", do=_RESTORE)
-    if version != FORMAT:
-        raise LedgerBroken(f"the ledger is of format {version}, and this version reads format {FORMAT}", do="Update isthmus.")
-    found = [sql for (sql,) in connection.execute("SELECT sql FROM sqlite_schema ORDER BY rowid")]
-    if found != list(SCHEMA):
-        raise LedgerBroken("the ledger's tables are not those of its format", do=_RESTORE)
-
-
-def _write_whole(path: Path, genesis: Event, payload: str) -> None:
-    new = path.with_name(path.name + ".new")
-    for left_over in (new, path.with_name(new.name + "-journal")):
-        left_over.unlink(missing_ok=True)
-    os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    connection = _connect(new, "rw")
+@contextlib.contextmanager
+def _nobody_writes(path: Path) -> Iterator[None]:
+    """Holds writers off for the time of a copy, where there is a lock to hold."""
     try:
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version={FORMAT}")
-        for statement in SCHEMA:
-            connection.execute(statement)
-        connection.execute(_INSERT, _row(genesis, payload))
-        connection.execute("COMMIT")
-    finally:
-        connection.close()
-    os.rename(new, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+        lock = os.open(path.with_name(path.name + ".lock"), os.O_RDONLY)
+    except FileNotFoundError:
+        yield
+        return
     try:
-        os.fsync(folder)
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        do = "Wait for it to end, or have the ledger handed over with isthmus-client ledger export."
+        raise LedgerLocked("a process is writing to the ledger", do=do) from None
     finally:
-        os.close(folder)
-
-
-def _row(event: Event, payload: str) -> tuple[Any, ...]:
-    return (event.seq, event.kind, event.time_utc, payload, event.prev_hash, event.hash, event.signature)
+        os.close(lock)
 
 
 def _take_lock(path: Path) -> int:
@@ -342,7 +339,7 @@ def _mark(lock: int) -> tuple[int, str] | None:
         seq, digest = text.decode("ascii").split()
         return int(seq), digest
     except ValueError:
-        raise LedgerBroken("the mark beside the ledger cannot be read", do=_RESTORE) from None
+        raise LedgerBroken("the mark beside the ledger cannot be read", do=RESTORE) from None
 
 
 def _set_mark(lock: int, seq: int, digest: str) -> None:

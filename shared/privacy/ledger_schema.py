@@ -7,10 +7,10 @@ genesis      the first event: whose budget, for which unit, how much, who set it
 schedule     a run's whole plan; a second one for the same run may only cut the plan short
 intent       one attempt at one round: from here on it is spent, whatever happens next
 commit       sha256 of the bytes that left after an intent
-release      a mechanism of its own (popularity, metric, count, moments); spent like an intent
+release      a mechanism of its own (popularity, metric, count, moments); spent like an intent, before any data are touched
 ceiling      the ceiling was raised
-key          the signing key was changed; the old key signs the new one
-audit        verdict of a canary run
+key          the signing key was changed; the old key signs the new one, and the new one confirms it
+audit        verdict of a canary run on this partner's code
 migration    the format was changed
 refused      a debit that would have passed the ceiling; nothing was spent
 note         a text that follows from the public schedule
@@ -20,8 +20,11 @@ An outsider needs SQLite, JSON and SHA-256 to check a ledger, nothing else: a ro
 spaces) of ``["isthmus-ledger-1", seq, kind, time_utc, payload, prev_hash]``, where ``payload`` is the column's text, itself canonical JSON
 with sorted keys, and the first ``prev_hash`` is 64 zeros. Numbers that are not whole are strings of ``float.hex()``.
 
-Reserved, and empty in format 1: the ``signature`` column (Ed25519 over ``hash``), ``schedule.plan_signature``, and the three genesis fields
-with which a lost ledger books its whole old ceiling and cites the coordinator's last receipt.
+Since format 2 every event is signed: ``signature`` holds 64 bytes of Ed25519 over `signing.event_message` of its hash, by the key in force.
+Genesis names the first key; a ``key`` event is signed by the old key and names the new one. A ledger that began in format 1 has unsigned
+events up to its ``migration`` event, which names the first key and, by the chain, vouches for what stands before it. A genesis that follows
+on a lost ledger books the old ceiling as spent and cites the coordinator's last receipt. Reserved, and still empty:
+``schedule.plan_signature``.
 """
 
 from __future__ import annotations
@@ -35,16 +38,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ..errors import LedgerBroken, LedgerError
+from ..errors import LedgerBroken, LedgerError, UnknownEvent
 from .mechanism import Mechanism, float_from_hex
+from .signing import is_verify_key
 
-FORMAT = 1
+FORMAT = 2
+UNSIGNED_FORMAT = 1
 HASH_TAG = "isthmus-ledger-1"
 NO_HASH = "0" * 64
 UNIT = "user"
 LONGEST_TEXT = 2000
 
 _HASH = re.compile(r"[0-9a-f]{64}")
+_SIGNATURE = re.compile(r"[0-9a-f]{128}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
 
@@ -58,7 +64,7 @@ class Event:
         payload: fields of its kind, as plain values.
         prev_hash: hash of the event before, in hex.
         hash: of this event, in hex.
-        signature: None in format 1.
+        signature: 64 bytes; None before the first key was named (format 1).
     """
 
     seq: int
@@ -107,6 +113,18 @@ def _number_or_empty(value: object) -> bool:
     return value is None or _number(value)
 
 
+def _sha256_or_empty(value: object) -> bool:
+    return value is None or _sha256(value)
+
+
+def _text_or_empty(value: object) -> bool:
+    return value is None or _text(value)
+
+
+def _signature_hex(value: object) -> bool:
+    return isinstance(value, str) and _SIGNATURE.fullmatch(value) is not None
+
+
 def _mechanism(value: object) -> bool:
     if not isinstance(value, dict):
         return False
@@ -134,20 +152,25 @@ def _one_of(*choices: str) -> Callable[[object], bool]:
 _RUN = {"run_id": _text, "config_hash": _text}
 _ATTEMPT = {"run_id": _text, "round": _positive, "attempt": _positive}
 _DECIDED = _one_of("pld", "rdp-filter", "none")
+_GENESIS = {
+    "format": _positive,
+    "unit": _one_of(UNIT),
+    "domain": _text,
+    "ceiling_epsilon": _number,
+    "delta": _number,
+    "pld_interval": _number,
+    "set_by": _text,
+    "private": _flag,
+}
+_UNSIGNED_GENESIS = {**_GENESIS, "booked_epsilon": _empty, "booked_delta": _empty, "last_receipt": _empty}
 
 FIELDS: Mapping[str, Mapping[str, Callable[[object], bool]]] = {
     "genesis": {
-        "format": _positive,
-        "unit": _one_of(UNIT),
-        "domain": _text,
-        "ceiling_epsilon": _number,
-        "delta": _number,
-        "pld_interval": _number,
-        "set_by": _text,
-        "private": _flag,
-        "booked_epsilon": _empty,
-        "booked_delta": _empty,
-        "last_receipt": _empty,
+        **_GENESIS,
+        "verify_key": is_verify_key,
+        "booked_epsilon": _number_or_empty,
+        "booked_delta": _number_or_empty,
+        "last_receipt": _text_or_empty,
     },
     "schedule": {
         **_RUN,
@@ -169,12 +192,24 @@ FIELDS: Mapping[str, Mapping[str, Callable[[object], bool]]] = {
         "config_hash": _text,
         "decided_by": _DECIDED,
         "filter_order": _number_or_empty,
-        "payload_sha256": _sha256,
+        "payload_sha256": _sha256_or_empty,
     },
     "ceiling": {"ceiling_epsilon": _number, "previous_epsilon": _number, "epsilon_spent": _number, "raised_by": _text, "why": _text},
-    "key": {"old_verify_key": _text, "new_verify_key": _text, "old_signature": _text},
-    "audit": {"tier": _positive, "verdict": _text, "report_sha256": _sha256},
-    "migration": {"from_format": _positive, "to_format": _positive, "why": _text},
+    "key": {
+        "old_verify_key": is_verify_key,
+        "new_verify_key": is_verify_key,
+        "old_signature": _signature_hex,
+        "new_signature": _signature_hex,
+    },
+    "audit": {
+        "tier": _positive,
+        "verdict": _one_of("passed", "refuted"),
+        "code_digest": _text,
+        "code_version": _text,
+        "summary": _text,
+        "report_sha256": _sha256,
+    },
+    "migration": {"from_format": _positive, "to_format": _positive, "verify_key": is_verify_key, "why": _text},
     "refused": {
         **_RUN,
         "round": _count,
@@ -187,7 +222,9 @@ FIELDS: Mapping[str, Mapping[str, Callable[[object], bool]]] = {
     },
     "note": {"text": _text},
 }
-"""Per kind, its fields, and for each what a value must be. A missing field, another field or another value is refused."""
+"""Per kind, its fields, and for each what a value must be. A missing field, another field or another value is refused.
+
+Kinds that format 1 reserved and never wrote (release, key, audit, migration) got their fields in format 2."""
 
 
 def canonical(value: object) -> str:
@@ -204,11 +241,14 @@ def check_fields(kind: str, payload: Mapping[str, Any]) -> None:
     """Refuses what a ledger may not say.
 
     Raises:
+        UnknownEvent: the kind is not one of `FIELDS`.
         LedgerError: naming the kind and the field.
     """
     fields = FIELDS.get(kind)
     if fields is None:
-        raise LedgerError("an event is of a kind that this version does not know", do="A newer version wrote it: update isthmus.")
+        raise UnknownEvent("an event is of a kind that this version does not know", do="A newer version wrote it: update isthmus.")
+    if kind == "genesis" and payload.get("format") == UNSIGNED_FORMAT:
+        fields = _UNSIGNED_GENESIS
     for name in payload:
         if name not in fields:
             raise LedgerError(f"an event of kind '{kind}' has a field that this version does not know", do="Update isthmus.")
@@ -234,8 +274,8 @@ def event_from_row(row: tuple[Any, ...], *, prev_seq: int, prev_hash: str) -> Ev
         raise LedgerBroken(f"{where} is not written as text", do=do)
     if previous != prev_hash or digest != event_hash(seq, kind, time_utc, text, previous):
         raise LedgerBroken(f"{where} does not match its hash: it was changed after it was written", do=do)
-    if signature is not None:
-        raise LedgerBroken(f"{where} is signed, which this version cannot check", do="Update isthmus.")
+    if signature is not None and (not isinstance(signature, bytes) or len(signature) != 64):
+        raise LedgerBroken(f"{where} has a signature that is not 64 bytes", do=do)
     if _TIME.fullmatch(time_utc) is None:
         raise LedgerBroken(f"{where} has a time that is not one", do=do)
     try:
@@ -245,8 +285,10 @@ def event_from_row(row: tuple[Any, ...], *, prev_seq: int, prev_hash: str) -> Ev
         check_fields(kind, payload)
     except (ValueError, RecursionError):
         raise LedgerBroken(f"{where} cannot be read", do=do) from None
+    except UnknownEvent as error:
+        raise UnknownEvent(f"{where}: {error.what}", do=error.do) from None
     except LedgerBroken:
         raise
     except LedgerError as error:
         raise LedgerBroken(f"{where}: {error.what}", do=error.do or do) from None
-    return Event(seq=seq, kind=kind, time_utc=time_utc, payload=payload, prev_hash=previous, hash=digest)
+    return Event(seq=seq, kind=kind, time_utc=time_utc, payload=payload, prev_hash=previous, hash=digest, signature=signature)

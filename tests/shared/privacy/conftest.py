@@ -14,6 +14,8 @@ import pytest
 
 from shared.privacy.ledger import Ledger
 from shared.privacy.mechanism import Mechanism
+from shared.privacy.signing import event_message
+from tests.shared.privacy.bookshop import KEYS
 
 CONFIG, BUNDLE, BYTES = "c" * 64, "b" * 64, "d" * 64
 
@@ -37,7 +39,9 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def new_ledger(path: Path) -> Callable[..., Ledger]:
     def make(**changes: Any) -> Ledger:
-        return Ledger.create(path, **{"domain": "books", "ceiling_epsilon": 8.0, "delta": 1e-5, "set_by": "the bookshop", **changes})
+        return Ledger.create(
+            path, **{"signer": KEYS, "domain": "books", "ceiling_epsilon": 8.0, "delta": 1e-5, "set_by": "the bookshop", **changes}
+        )
 
     return make
 
@@ -81,7 +85,8 @@ def written_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
         kind="poisson_gaussian", sampling_rate=0.05, noise_multiplier=1.0, clip_norm=0.5, grid=2.0**-21, dimension=1000, steps=10
     )
     what: dict[str, Any] = {"run_id": "autumn", "mechanism": one, "config_hash": CONFIG}
-    with Ledger.create(folder / "ledger.sqlite", domain="books", ceiling_epsilon=8.0, delta=1e-5, set_by="the bookshop") as ledger:
+    begun = Ledger.create(folder / "ledger.sqlite", signer=KEYS, domain="books", ceiling_epsilon=8.0, delta=1e-5, set_by="the bookshop")
+    with begun as ledger:
         ledger.admit(rounds=3, reserve=1, **what)
         ledger.intent(round=1, bundle_digest=BUNDLE, code_version="0.1.0", **what)
         ledger.commit(run_id="autumn", round=1, attempt=1, payload_sha256=BYTES)
@@ -98,7 +103,7 @@ def written(written_once: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def forge() -> Callable[..., None]:
-    """Appends an event with a right hash, as somebody who knows the format can: only its content may be wrong."""
+    """Appends an event with a right hash and signature, as the owner of the key can: only its content may be wrong."""
 
     def act(path: Path, kind: str, payload: dict[str, Any]) -> None:
         with sqlite3.connect(path) as database:
@@ -107,7 +112,10 @@ def forge() -> Callable[..., None]:
             now = "2031-01-01T00:00:00.000000Z"
             chained = json.dumps(["isthmus-ledger-1", seq + 1, kind, now, text, previous], separators=(",", ":"))
             digest = hashlib.sha256(chained.encode()).hexdigest()
-            database.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, NULL)", (seq + 1, kind, now, text, previous, digest))
+            database.execute(
+                "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (seq + 1, kind, now, text, previous, digest, KEYS.sign(event_message(digest))),
+            )
         database.close()
 
     return act

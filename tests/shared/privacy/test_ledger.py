@@ -13,6 +13,7 @@ from shared.errors import BudgetExhausted, LedgerBroken, LedgerError
 from shared.privacy.accountant import epsilon_pld
 from shared.privacy.ledger import Ledger, read_events
 from shared.privacy.mechanism import Mechanism
+from tests.shared.privacy.bookshop import KEYS
 
 Make = Callable[..., Ledger]
 Act = Callable[..., None]
@@ -40,7 +41,7 @@ def test_a_domain_has_one_ledger_for_life(new_ledger: Make, path: Path) -> None:
     with pytest.raises(LedgerBroken, match="gone"):
         new_ledger()
     with pytest.raises(LedgerError, match="no ledger"):
-        Ledger.open(path)
+        Ledger.open(path, signer=KEYS)
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0, 0.0, 5e-324])
@@ -63,7 +64,7 @@ def test_a_round_is_spent_by_its_intent_whether_it_is_committed_or_not(new_ledge
         assert ledger.epsilon_spent() == 0.0
         assert intend(ledger, 1) == 1
         # ... and the power goes out before training
-    with Ledger.open(path) as ledger:
+    with Ledger.open(path, signer=KEYS) as ledger:
         assert ledger.count_of_intents == 1
         assert ledger.epsilon_spent() == epsilon_pld(ledger.spent_events(), 1e-5) > 0
         assert intend(ledger, 1) == 2  # the attempt that was lost is debited again
@@ -86,7 +87,7 @@ def test_a_committed_round_is_never_computed_again(new_ledger: Make, path: Path,
         with pytest.raises(LedgerError, match="committed"):
             intend(ledger, 1)
         assert ledger.count_of_intents == 1
-    with Ledger.open(path) as ledger:
+    with Ledger.open(path, signer=KEYS) as ledger:
         assert ledger.committed("autumn", 1) == "d" * 64
         assert ledger.committed("autumn", 2) is None
         assert ledger.committed("winter", 1) is None
@@ -168,7 +169,7 @@ def test_a_resumed_run_is_admitted_once(new_ledger: Make, path: Path, admit: Act
     with new_ledger() as ledger:
         admit(ledger)
         do_round(ledger, 1)
-    with Ledger.open(path) as ledger:
+    with Ledger.open(path, signer=KEYS) as ledger:
         admit(ledger)
         do_round(ledger, 2)
         assert [event.kind for event in ledger.events()].count("schedule") == 1
@@ -226,7 +227,7 @@ def test_a_ledger_that_says_not_private_takes_it_and_answers_infinity(
         admit(ledger, mechanism=silent)
         do_round(ledger, 1, mechanism=silent)
         assert ledger.epsilon_spent() == math.inf
-    with Ledger.open(path) as ledger:
+    with Ledger.open(path, signer=KEYS) as ledger:
         assert (ledger.private, ledger.ceiling_epsilon, ledger.epsilon_spent()) == (False, math.inf, math.inf)
         admit(ledger, run_id="winter")  # a build with seeded noise carries an ordinary mechanism
         do_round(ledger, 1, run_id="winter")

@@ -13,6 +13,7 @@ from shared.errors import BudgetExhausted, LedgerError
 from shared.privacy.accountant import epsilon_at_order, epsilon_pld
 from shared.privacy.ledger import Ledger, read_events
 from shared.privacy.mechanism import Mechanism
+from tests.shared.privacy.bookshop import KEYS
 
 Make = Callable[..., Ledger]
 Act = Callable[..., None]
@@ -92,7 +93,7 @@ def test_a_run_that_was_ended_cannot_go_on(new_ledger: Make, path: Path, do_run:
         ledger.end_run("autumn")
         ledger.end_run("autumn")
         assert (ledger.epsilon_spent(), ledger.epsilon_reserved()) == (spent, spent)
-    with Ledger.open(path) as ledger:
+    with Ledger.open(path, signer=KEYS) as ledger:
         with pytest.raises(BudgetExhausted):
             do_round(ledger, 2)
         with pytest.raises(LedgerError, match="ended"):

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from shared.errors import BudgetExhausted, LedgerError
 from shared.privacy.ledger import Ledger, read_events
 from shared.privacy.mechanism import Mechanism
+from tests.shared.privacy.bookshop import KEYS
 
 DELTA, CEILING = 1e-5, 5.0
 RUNS = ("autumn", "winter", "spring")
@@ -47,7 +48,7 @@ class LifeOfALedger(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "ledger.sqlite"
-        self.ledger = Ledger.create(self.path, domain="books", ceiling_epsilon=CEILING, delta=DELTA, set_by="the bookshop")
+        self.ledger = Ledger.create(self.path, signer=KEYS, domain="books", ceiling_epsilon=CEILING, delta=DELTA, set_by="the bookshop")
         self.plans: dict[str, tuple[float, int, int]] = {}
         self.spent: list[tuple[str, int, float]] = []
         self.ended: set[str] = set()
@@ -131,7 +132,7 @@ class LifeOfALedger(RuleBasedStateMachine):
     def power_goes_out_and_comes_back(self) -> None:
         head = self.ledger.head_hash
         self.ledger.close()
-        self.ledger = Ledger.open(self.path)
+        self.ledger = Ledger.open(self.path, signer=KEYS)
         assert self.ledger.head_hash == head
 
     @invariant()

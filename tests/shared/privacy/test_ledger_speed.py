@@ -15,6 +15,7 @@ import pytest
 
 from shared.privacy.ledger import Ledger
 from shared.privacy.mechanism import Mechanism
+from tests.shared.privacy.bookshop import KEYS
 
 ROUNDS = 50_000
 
@@ -52,7 +53,7 @@ def test_an_intent_takes_less_than_ten_milliseconds_after_a_hundred_thousand_eve
     database.close()
 
     started = time.perf_counter()
-    with Ledger.open(path) as ledger:
+    with Ledger.open(path, signer=KEYS) as ledger:
         opened = time.perf_counter() - started
         assert ledger.count_of_intents == ROUNDS - 100
         seconds = []

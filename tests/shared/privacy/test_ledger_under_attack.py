@@ -14,6 +14,7 @@ import pytest
 from shared.errors import LedgerBroken, LedgerError
 from shared.privacy.ledger import Ledger, read_events
 from shared.privacy.mechanism import Mechanism
+from tests.shared.privacy.bookshop import KEYS
 
 Make = Callable[..., Ledger]
 Act = Callable[..., None]
@@ -50,7 +51,7 @@ def test_any_byte_that_is_changed_is_found_out_or_was_no_part_of_an_event(writte
         changed[position] ^= 1 << (position % 8)
         written.write_bytes(changed)
         try:
-            with Ledger.open(written) as ledger:
+            with Ledger.open(written, signer=KEYS) as ledger:
                 assert list(ledger.events()) == events
         except LedgerError:
             found += 1
@@ -67,7 +68,7 @@ def test_a_field_that_is_changed_is_found_out(written: Path, field: str, seq: in
     last = f"CASE substr({field}, -1) WHEN '0' THEN '1' WHEN '}}' THEN ' }}' ELSE '0' END"
     by_force(written, f"UPDATE events SET {field} = substr({field}, 1, length({field}) - 1) || {last} WHERE seq = {seq}")
     with pytest.raises(LedgerBroken, match="event"):
-        Ledger.open(written)
+        Ledger.open(written, signer=KEYS)
     with pytest.raises(LedgerBroken):
         read_events(written)
 
@@ -93,7 +94,7 @@ def test_a_field_that_is_changed_is_found_out(written: Path, field: str, seq: in
 def test_rows_or_tables_that_are_moved_added_or_removed_are_found_out(written: Path, statement: str) -> None:
     by_force(written, statement)
     with pytest.raises(LedgerBroken):
-        Ledger.open(written)
+        Ledger.open(written, signer=KEYS)
 
 
 def test_the_database_itself_refuses_to_change_or_remove_an_event(written: Path) -> None:
@@ -106,25 +107,25 @@ def test_the_database_itself_refuses_to_change_or_remove_an_event(written: Path)
 
 def test_an_older_copy_put_in_the_place_of_the_ledger_is_found_out(written: Path, tmp_path: Path, intend: Intend) -> None:
     shutil.copy(written, tmp_path / "backup")
-    with Ledger.open(written) as ledger:
+    with Ledger.open(written, signer=KEYS) as ledger:
         intend(ledger, 3)
     shutil.copy(tmp_path / "backup", written)
     with pytest.raises(LedgerBroken, match="rolled back"):
-        Ledger.open(written)
+        Ledger.open(written, signer=KEYS)
 
 
 def test_a_history_that_was_written_anew_with_right_hashes_is_found_out(written: Path, tmp_path: Path, forge: Forge) -> None:
     shutil.copy(written, tmp_path / "elsewhere.sqlite")
     by_force(tmp_path / "elsewhere.sqlite", "DELETE FROM events WHERE seq = 5")
     forge(tmp_path / "elsewhere.sqlite", "note", {"text": "there was no second round"})
-    Ledger.open(tmp_path / "elsewhere.sqlite").close()  # nothing is wrong with it in itself: that is what receipts are for
+    Ledger.open(tmp_path / "elsewhere.sqlite", signer=KEYS).close()  # nothing is wrong with it in itself: that is what receipts are for
     shutil.copy(tmp_path / "elsewhere.sqlite", written)
     with pytest.raises(LedgerBroken, match="not the one that was written here"):
-        Ledger.open(written)
+        Ledger.open(written, signer=KEYS)
 
 
 def test_a_file_that_is_exchanged_while_the_ledger_is_open_takes_no_event(written: Path, tmp_path: Path, intend: Intend) -> None:
-    with Ledger.open(written) as ledger:
+    with Ledger.open(written, signer=KEYS) as ledger:
         shutil.copy(written, tmp_path / "other")
         (tmp_path / "other").replace(written)
         with pytest.raises(LedgerBroken, match="replaced"):
@@ -132,7 +133,7 @@ def test_a_file_that_is_exchanged_while_the_ledger_is_open_takes_no_event(writte
 
 
 def test_a_second_writer_that_ignores_the_lock_is_found_out(written: Path, intend: Intend, forge: Forge) -> None:
-    with Ledger.open(written) as ledger:
+    with Ledger.open(written, signer=KEYS) as ledger:
         forge(written, "note", {"text": "written past the lock"})
         with pytest.raises(LedgerBroken, match="in spite of the lock"):
             intend(ledger, 3)
@@ -143,7 +144,7 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path, content: bytes) -> 
     other = tmp_path / "ledger.sqlite"
     other.write_bytes(content)
     with pytest.raises(LedgerBroken):
-        Ledger.open(other)
+        Ledger.open(other, signer=KEYS)
     with pytest.raises(LedgerBroken):
         read_events(other)
 
@@ -152,13 +153,13 @@ def test_a_truncated_ledger_is_refused(written: Path) -> None:
     whole = written.read_bytes()
     written.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(LedgerBroken):
-        Ledger.open(written)
+        Ledger.open(written, signer=KEYS)
 
 
 def test_a_mark_that_cannot_be_read_is_refused(written: Path) -> None:
     written.with_name(written.name + ".lock").write_bytes(b"seven")
     with pytest.raises(LedgerBroken, match="mark"):
-        Ledger.open(written)
+        Ledger.open(written, signer=KEYS)
 
 
 GENESIS = {
@@ -220,21 +221,21 @@ def test_an_event_that_no_run_could_have_written_is_refused(written: Path, forge
     assert tuple(cases) == NAMES
     forge(written, *cases[name])
     with pytest.raises(LedgerBroken, match="event 6"):
-        Ledger.open(written)
+        Ledger.open(written, signer=KEYS)
 
 
 def test_an_intent_beyond_plan_and_reserve_is_refused_on_reading_too(written: Path, forge: Forge, gaussian: Gaussian) -> None:
     _, intent = forgeries(gaussian)["an intent out of turn"]
     for attempt in (2, 3):
         forge(written, "intent", {**intent, "attempt": attempt})
-    Ledger.open(written).close()
+    Ledger.open(written, signer=KEYS).close()
     forge(written, "intent", {**intent, "attempt": 4})  # the fifth of 3 + 1
     with pytest.raises(LedgerBroken, match="outside every plan"):
-        Ledger.open(written)
+        Ledger.open(written, signer=KEYS)
 
 
 def test_a_release_is_spent_and_makes_the_life_adaptive(written: Path, forge: Forge, gaussian: Gaussian) -> None:
-    with Ledger.open(written) as ledger:
+    with Ledger.open(written, signer=KEYS) as ledger:
         spent, order = ledger.epsilon_spent(), ledger.filter_order
     assert order is not None
     release = {
@@ -244,7 +245,7 @@ def test_a_release_is_spent_and_makes_the_life_adaptive(written: Path, forge: Fo
     }
     said = {"config_hash": "c" * 64, "decided_by": "rdp-filter", "filter_order": order.hex(), "payload_sha256": "d" * 64}
     forge(written, "release", {**release, "mechanism": release["mechanism"].to_record(), **said})  # type: ignore[attr-defined]
-    with Ledger.open(written) as ledger:
+    with Ledger.open(written, signer=KEYS) as ledger:
         assert ledger.adaptive
         assert ledger.count_of_intents == 2
         assert len(ledger.spent_events()) == 3
