@@ -13,6 +13,7 @@ from shared.errors import BudgetExhausted, LedgerBroken, LedgerError
 from shared.privacy.accountant import epsilon_pld
 from shared.privacy.ledger import Ledger, read_events
 from shared.privacy.mechanism import Mechanism
+from shared.privacy.signing import event_message, holds
 from tests.shared.privacy.bookshop import KEYS
 
 Make = Callable[..., Ledger]
@@ -28,8 +29,9 @@ def test_a_new_ledger_says_whose_budget_it_is_and_has_spent_nothing(new_ledger: 
     (genesis,) = read_events(path)
     assert genesis.payload["unit"] == "user"
     assert genesis.payload["set_by"] == "the bookshop"
-    assert genesis.payload["last_receipt"] is None  # its place is kept
-    assert genesis.signature is None
+    assert genesis.payload["last_receipt"] is None
+    assert genesis.payload["verify_key"] == KEYS.verify_key
+    assert holds(KEYS.verify_key, event_message(genesis.hash), genesis.signature or b"")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 

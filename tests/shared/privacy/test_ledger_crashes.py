@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+import shared.privacy.ledger_database as ledger_database
 import shared.privacy.ledger_file as ledger_file
 from shared.errors import LedgerError, LedgerLocked, StorageError
 from shared.privacy.ledger import Ledger, read_events
@@ -54,14 +55,14 @@ class Countdown:
         return self.trace
 
     def run(self, prepare: Callable[[], Step]) -> None:
-        connect = ledger_file._connect
+        connect = ledger_database.connect
 
         def watched(path: Path, mode: str) -> Any:
             connection = connect(path, mode)
             connection.set_progress_handler(self.tick, 1)
             return connection
 
-        ledger_file._connect = watched  # a real connection, watched
+        ledger_database.connect = ledger_file.connect = watched  # a real connection, watched
         step = prepare()
         self.armed = True
         sys.settrace(self.trace)
@@ -232,6 +233,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from shared.privacy.ledger import Ledger
+from shared.privacy.signing import SigningPair
 ledger = Ledger.open(Path(sys.argv[1]), signer=SigningPair(b"bookshop" * 4))
 print("open", flush=True)
 sys.stdin.read()

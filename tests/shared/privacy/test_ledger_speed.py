@@ -15,6 +15,7 @@ import pytest
 
 from shared.privacy.ledger import Ledger
 from shared.privacy.mechanism import Mechanism
+from shared.privacy.signing import event_message
 from tests.shared.privacy.bookshop import KEYS
 
 ROUNDS = 50_000
@@ -32,7 +33,7 @@ def rows(first: int, previous: str, mechanism: dict[str, Any]) -> Iterator[tuple
         now = "2031-01-01T00:00:00.000000Z"
         chained = json.dumps(["isthmus-ledger-1", seq, kind, now, text, previous], separators=(",", ":"))
         digest = hashlib.sha256(chained.encode()).hexdigest()
-        yield seq, kind, now, text, previous, digest
+        yield seq, kind, now, text, previous, digest, KEYS.sign(event_message(digest))
         previous = digest
 
 
@@ -49,7 +50,7 @@ def test_an_intent_takes_less_than_ten_milliseconds_after_a_hundred_thousand_eve
         admit(ledger, rounds=ROUNDS, reserve=0, mechanism=faint)
         head = ledger.head_hash
     with sqlite3.connect(path) as database:
-        database.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, NULL)", rows(3, head, faint.to_record()))
+        database.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", rows(3, head, faint.to_record()))
     database.close()
 
     started = time.perf_counter()
