@@ -109,11 +109,11 @@ def read_rounds(path: Path) -> list[Round]:
 
 def read_sent(folder: RunFolder, metrics: Metrics) -> list[SentKind]:
     """What the egress manifests say, by domain and kind of message; empty where there are no manifests."""
-    from client.egress_manifest import read_manifest
+    from shared.privacy.manifest import read_manifest
 
     found = []
     for domain in metrics.privacy:
-        lines = [line for path in sorted(folder.client(domain).rglob("egress.jsonl")) for line in read_manifest(path)]
+        lines = [line for path in sorted(folder.client(domain).rglob("egress.jsonl")) for line in read_manifest(path).lines]
         kinds: dict[str, list[Any]] = defaultdict(list)
         for line in lines:
             kinds[line.kind].append(line)

@@ -15,14 +15,15 @@ from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto, recorddict_to_proto
 
 from client.egress import Border, Gate
-from client.egress_manifest import ManifestLine, read_manifest
 from client.ledger_lookup import round_record
 from shared import wire
 from shared.config import ModelConfig, RunConfig
 from shared.privacy.ledger import Ledger, read_events
 from shared.privacy.ledger_file import confirmed
+from shared.privacy.manifest import ManifestLine, read_manifest
 from shared.privacy.mechanism import Mechanism
 from shared.transfer_layer import initial_arrays
+from tests.shared.privacy.bookshop import KEYS
 
 MARKER = "user-4711-anna"
 CONFIG = RunConfig(model=ModelConfig(dimension=8, rank=2, descriptor_dimension=4, prototypes=5))
@@ -54,7 +55,7 @@ class Domain:
         )
 
     def intend(self, round: int = ROUND) -> int:
-        with Ledger.open(self.ledger) as ledger:
+        with Ledger.open(self.ledger, signer=KEYS) as ledger:
             return ledger.intent(
                 run_id=RUN, round=round, mechanism=MECHANISM, config_hash=CONFIG.config_hash, bundle_digest="b" * 64, code_version="0"
             )
@@ -63,7 +64,7 @@ class Domain:
         """Books an intent and the update, or finds it booked, and adds the receipt."""
         if round_record(self.ledger, RUN, ROUND).committed is None:
             attempt = self.intend()
-            with Ledger.open(self.ledger) as ledger:
+            with Ledger.open(self.ledger, signer=KEYS) as ledger:
                 ledger.commit(run_id=RUN, round=ROUND, attempt=attempt, payload_sha256=update.digest())
         committed = round_record(self.ledger, RUN, ROUND).committed
         assert committed is not None
@@ -76,7 +77,10 @@ class Domain:
 
     @property
     def lines(self) -> list[ManifestLine]:
-        return read_manifest(self.manifest)
+        """Of a manifest whose chain holds."""
+        reading = read_manifest(self.manifest)
+        assert (reading.intact, reading.torn) == (True, False)
+        return list(reading.lines)
 
     @property
     def reasons(self) -> list[str]:
