@@ -2,6 +2,7 @@ r"""What a list of mechanisms cost. Three accountants, all for add/remove-one ne
 
 * `epsilon_pld` decides: Google's privacy loss distributions, a pessimistic bound in both directions.
 * `epsilon_prv` checks: Opacus' accountant (Gopi, Lee, Wutschitz 2021), another code by other people; up to .01 above PLD by construction.
+  Where it gives no answer in its time, the PLD of `second_pld` takes its place.
 * `epsilon_rdp` checks from above, and at ONE order fixed in advance (`epsilon_at_order`) it is the filter that adaptive composition needs.
 
 Opacus' GDP accountant understates (2.2 where 4.5 is true) and is not offered. Heavy libraries are imported inside the functions: opening a
@@ -52,6 +53,7 @@ class Epsilons:
 
     Attributes:
         prv: None when the accountant did not answer within its time.
+        second: upper bound of the second PLD, asked only where PRV did not answer; None where it was not asked or had no answer either.
         agree: False means NOT VERIFIED: show no number as the epsilon.
         why: the reason, empty when they agree.
     """
@@ -61,6 +63,7 @@ class Epsilons:
     rdp: float
     agree: bool
     why: str
+    second: float | None = None
 
 
 def grouped(events: Iterable[Mechanism]) -> tuple[Group, ...] | None:
@@ -96,6 +99,17 @@ def epsilon_pld(events: Sequence[Mechanism], delta: float, *, interval: float = 
     _check_delta(delta)
     groups = grouped(events)
     return math.inf if groups is None else _pld(groups, delta, interval)
+
+
+def epsilon_replace_one(events: Sequence[Mechanism], delta: float, *, interval: float = REPORT_INTERVAL) -> float:
+    """Epsilon by PLD where one user's contribution changes instead of vanishing: for people whose passport sits in a domain.
+
+    Raises:
+        ConfigError: when delta is no probability.
+    """
+    _check_delta(delta)
+    groups = grouped(events)
+    return math.inf if groups is None else _pld(groups, delta, interval, replace=True)
 
 
 def epsilon_rdp(events: Sequence[Mechanism], delta: float) -> float:
@@ -149,31 +163,52 @@ def epsilon_prv(events: Sequence[Mechanism], delta: float, *, time_limit_s: floa
 
 
 def crosscheck(events: Sequence[Mechanism], delta: float, *, interval: float = REPORT_INTERVAL, time_limit_s: float = 120.0) -> Epsilons:
-    """All three, and the rule of a report: no number unless \\|PRV - PLD\\| <= 0.02 (or 1 %) and PLD <= RDP."""
+    """All three, and the rule of a report: no number unless \\|PRV - PLD\\| <= 0.02 (or 1 %) and PLD <= RDP.
+
+    Where PRV gives no answer, the second PLD stands in for it under the same rule.
+    """
     pld = epsilon_pld(events, delta, interval=interval)
     rdp = epsilon_rdp(events, delta)
     if not math.isfinite(pld):
         return Epsilons(pld=pld, prv=math.inf, rdp=rdp, agree=False, why="NOT PRIVATE: at least one step added no noise")
     prv = epsilon_prv(events, delta, time_limit_s=time_limit_s)
-    why = disagreement(pld, prv, rdp, time_limit_s=time_limit_s, interval=interval)
-    return Epsilons(pld=pld, prv=prv, rdp=rdp, agree=not why, why=why)
+    second = second_opinion(events, delta) if prv is None else None
+    why = disagreement(pld, second if prv is None else prv, rdp, time_limit_s=time_limit_s, interval=interval)
+    return Epsilons(pld=pld, prv=prv, rdp=rdp, agree=not why, why=why, second=second)
 
 
-def disagreement(pld: float, prv: float | None, rdp: float, *, time_limit_s: float, interval: float = REPORT_INTERVAL) -> str:
+def second_opinion(events: Sequence[Mechanism], delta: float) -> float | None:
+    """Upper bound of epsilon by `second_pld`; None where it has no answer, or its own error bound is too wide to compare."""
+    from .second_pld import epsilon_bracket
+
+    found = epsilon_bracket(events, delta)
+    if found is None or not found.high - found.low <= _tolerance(found.high):
+        return None
+    return found.high
+
+
+def disagreement(pld: float, other: float | None, rdp: float, *, time_limit_s: float, interval: float = REPORT_INTERVAL) -> str:
     """Why three answers must not be printed, or nothing.
+
+    Args:
+        other: by PRV, or by the second PLD where PRV gave no answer.
 
     >>> disagreement(4.766, 4.776, 5.368, time_limit_s=60)
     ''
     >>> disagreement(4.010, 4.776, 5.368, time_limit_s=60)
-    'NOT VERIFIED: PLD and PRV disagree'
+    'NOT VERIFIED: two accountants disagree'
     """
-    if prv is None:
-        return f"NOT VERIFIED: the second accountant gave no answer within {time_limit_s:g} s"
-    if not abs(prv - pld) <= max(PRV_TOLERANCE, PRV_RELATIVE_TOLERANCE * pld):
-        return "NOT VERIFIED: PLD and PRV disagree"
+    if other is None:
+        return f"NOT VERIFIED: the second accountant gave no answer within {time_limit_s:g} s, and its stand-in none either"
+    if not abs(other - pld) <= _tolerance(pld):
+        return "NOT VERIFIED: two accountants disagree"
     if not pld <= rdp + interval:  # PLD is rounded up to its grid
         return "NOT VERIFIED: PLD is above RDP"
     return ""
+
+
+def _tolerance(epsilon: float) -> float:
+    return max(PRV_TOLERANCE, PRV_RELATIVE_TOLERANCE * epsilon)
 
 
 def noise_multiplier_for(*, epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
@@ -243,7 +278,7 @@ def _event(sampling_rate: float, noise_multiplier: float) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _pld(groups: tuple[Group, ...], delta: float, interval: float) -> float:
+def _pld(groups: tuple[Group, ...], delta: float, interval: float, *, replace: bool = False) -> float:
     if not groups:
         return 0.0
     from dp_accounting.pld.privacy_loss_distribution import identity
@@ -251,21 +286,27 @@ def _pld(groups: tuple[Group, ...], delta: float, interval: float) -> float:
     least = min(sigma for _, sigma, _ in groups)
     bound = _rdp(groups, delta, FILTER_ORDERS)
     if bound > _BEYOND_MEANING:
-        return bound
+        return math.inf if replace else bound  # the bound of RDP is for add/remove
     reach = 0.5 / least**2 + 10.0 / least  # largest privacy loss of one step that matters
     width = max(interval, reach / _MOST_CELLS)
     total = identity(value_discretization_interval=width)
     for sampling_rate, noise_multiplier, steps in groups:
-        total = total.compose(_pld_of_one(sampling_rate, noise_multiplier, width).self_compose(steps))
+        total = total.compose(_pld_of_one(sampling_rate, noise_multiplier, width, replace).self_compose(steps))
     return float(total.get_epsilon_for_delta(delta))
 
 
 @lru_cache(maxsize=4)
-def _pld_of_one(sampling_rate: float, noise_multiplier: float, interval: float) -> Any:
+def _pld_of_one(sampling_rate: float, noise_multiplier: float, interval: float, replace: bool) -> Any:
     """One step, as dp_accounting's own accountant builds it anew for every number of steps; most of the time goes into it."""
+    from dp_accounting import NeighboringRelation
     from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 
-    return from_gaussian_mechanism(standard_deviation=noise_multiplier, value_discretization_interval=interval, sampling_prob=sampling_rate)
+    return from_gaussian_mechanism(
+        standard_deviation=noise_multiplier,
+        value_discretization_interval=interval,
+        sampling_prob=sampling_rate,
+        neighboring_relation=NeighboringRelation.REPLACE_ONE if replace else NeighboringRelation.ADD_OR_REMOVE_ONE,
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,10 +18,12 @@ from shared.privacy.accountant import (
     epsilon_pld,
     epsilon_prv,
     epsilon_rdp,
+    epsilon_replace_one,
     filter_order,
     noise_multiplier_for,
 )
 from shared.privacy.mechanism import Mechanism
+from shared.privacy.second_pld import epsilon_bracket
 
 DELTA = 1e-5
 Accountant = Callable[[Sequence[Mechanism], float], float]
@@ -34,7 +37,27 @@ def at_order_three(events: Sequence[Mechanism], delta: float) -> float:
     return epsilon_at_order(events, delta, 3.0)
 
 
-in_process = pytest.mark.parametrize("accountant", [epsilon_pld, epsilon_rdp, at_order_three])
+def by_second_pld(events: Sequence[Mechanism], delta: float) -> float:
+    found = epsilon_bracket(events, delta)
+    assert found is not None
+    return found.high
+
+
+def by_prv_accountant(events: Sequence[Mechanism], delta: float) -> float:
+    """The library of Gopi, Lee and Wutschitz themselves."""
+    from prv_accountant import PoissonSubsampledGaussianMechanism as Step
+    from prv_accountant import PRVAccountant
+
+    each = [Step(sampling_probability=event.sampling_rate, noise_multiplier=event.noise_multiplier) for event in events]
+    counts = [event.steps for event in events]
+    accountant = PRVAccountant(prvs=each, max_self_compositions=counts, eps_error=0.005, delta_error=delta * 1e-3)
+    return float(accountant.compute_epsilon(delta, counts)[1])
+
+
+by_others = [by_second_pld, *([by_prv_accountant] if importlib.util.find_spec("prv_accountant") else [])]
+"""Those that must give what PLD gives. `prv_accountant` is optional: where it is installed it is asked."""
+
+in_process = pytest.mark.parametrize("accountant", [epsilon_pld, epsilon_rdp, at_order_three, by_second_pld])
 
 
 @in_process
@@ -79,6 +102,28 @@ def test_a_person_in_k_domains_is_covered_by_the_composition_not_by_the_maximum(
     assert epsilon_pld([steps(200)] * domains, DELTA) == pytest.approx(expected, abs=5e-3)
 
 
+@pytest.mark.parametrize("accountant", by_others)
+@pytest.mark.parametrize(
+    "events",
+    [
+        [steps(200)],
+        [steps(1000)],
+        [steps(200, sigma=2.0)],
+        [steps(200, q=0.01, sigma=0.6)],
+        [steps(100), steps(100, sigma=2.0), steps(50, q=0.1)],
+        [steps(1)],
+    ],
+)
+def test_other_accountants_give_what_pld_gives(accountant: Accountant, events: list[Mechanism]) -> None:
+    assert accountant(events, DELTA) == pytest.approx(epsilon_pld(events, DELTA, interval=1e-4), abs=3e-3)
+
+
+def test_a_person_whose_record_changes_instead_of_vanishing_pays_more() -> None:
+    assert epsilon_replace_one([steps(200)], DELTA) == pytest.approx(7.107, abs=1e-3)
+    assert epsilon_replace_one([], DELTA) == 0.0
+    assert epsilon_replace_one([steps(1, kind="none")], DELTA) == math.inf
+
+
 def test_mixed_histories_compose() -> None:
     alone = [epsilon_pld([event], DELTA) for event in (steps(100), steps(100, sigma=2.0))]
     both = epsilon_pld([steps(100), steps(100, sigma=2.0)], DELTA)
@@ -121,11 +166,19 @@ def test_an_understatement_like_that_of_the_gaussian_approximation_is_refused() 
     assert "disagree" in disagreement(pld, math.nan, rdp, time_limit_s=60)
 
 
-def test_an_accountant_that_does_not_come_back_is_ended_and_no_number_is_printed() -> None:
+def test_an_accountant_that_does_not_come_back_is_ended_and_another_takes_its_place() -> None:
     started = time.monotonic()
     answer = crosscheck([steps(77_777)], DELTA, interval=1e-3, time_limit_s=0.2)  # takes a minute when it is let
     assert time.monotonic() - started < 30
     assert answer.prv is None
+    assert answer.second == pytest.approx(answer.pld, rel=1e-3)
+    assert answer.agree
+
+
+def test_no_number_is_printed_where_neither_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.privacy.second_pld.MOST_CELLS", 100)
+    answer = crosscheck([steps(77_777)], DELTA, interval=1e-3, time_limit_s=0.2)
+    assert (answer.prv, answer.second) == (None, None)
     assert not answer.agree
     assert "NOT VERIFIED" in answer.why
 
