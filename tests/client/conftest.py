@@ -12,13 +12,14 @@ from flwr.supercore.task_identity import TaskIdentity
 from shared.privacy.ledger import Ledger
 from tests.client.gated_domain import CONFIG, MECHANISM, RUN, Domain
 from tests.client.partner_world import World, settle, trained
+from tests.shared.privacy.bookshop import KEYS
 
 
 @pytest.fixture(scope="session")
 def admitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ledger in which the run is admitted; each test works on its own copy."""
     path = tmp_path_factory.mktemp("ledger") / "ledger.sqlite"
-    with Ledger.create(path, domain="arts", ceiling_epsilon=8.0, delta=1e-6, set_by="the partner") as ledger:
+    with Ledger.create(path, signer=KEYS, domain="arts", ceiling_epsilon=8.0, delta=1e-6, set_by="the partner") as ledger:
         ledger.admit(run_id=RUN, config_hash=CONFIG.config_hash, mechanism=MECHANISM, rounds=4, reserve=1)
     return path
 

@@ -92,7 +92,8 @@ def introduce(root: Path) -> None:
 
 def ledger(one: ClientSettings) -> None:
     one.ledger_path.parent.mkdir(parents=True, exist_ok=True)
-    Ledger.create(one.ledger_path, domain=one.domain, ceiling_epsilon=8.0, delta=one.ceiling.delta, set_by="partner").close()
+    said = {"domain": one.domain, "ceiling_epsilon": 8.0, "delta": one.ceiling.delta, "set_by": "partner"}
+    Ledger.create(one.ledger_path, signer=own_keys(one), **said).close()
 
 
 def settle(root: Path, text_cache: Path) -> World:

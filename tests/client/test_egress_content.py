@@ -35,6 +35,7 @@ from tests.client.gated_domain import (
     set_value,
     update,
 )
+from tests.shared.privacy.bookshop import KEYS
 
 pytestmark = pytest.mark.usefixtures("flower_process")
 
@@ -193,7 +194,7 @@ def test_an_update_of_another_round_run_or_configuration_is_stopped(domain: Doma
 def test_a_committed_update_leaves_again_after_the_partner_raised_the_ceiling(domain: Domain) -> None:
     app = app_of(committed_then(nothing, domain), domain)
     first = wire.reply_schema(wire.TRAIN, CONFIG).read(sent(app).content)
-    with Ledger.open(domain.ledger) as ledger:
+    with Ledger.open(domain.ledger, signer=KEYS) as ledger:
         ledger.raise_ceiling(9.0, raised_by="the partner", why="a longer run")
     second = wire.reply_schema(wire.TRAIN, CONFIG).read(sent(app).content)
     assert isinstance(first, wire.TransferUpdate)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from client import rounds
-from client.passport_exchange import export
+from client.passport_exchange import export, own_keys
 from client.preparation import TRAIN, prepare
 from client.settings import ClientSettings
 from client.state import StateFolder
@@ -87,7 +87,7 @@ def test_training_never_opens_the_serving_folder(done: World) -> None:
     global _OPENED
     settings = done["films"]
     shutil.rmtree(settings.at_home("state"))  # the round has to be computed again
-    ledger = Ledger.open(settings.ledger_path)
+    ledger = Ledger.open(settings.ledger_path, signer=own_keys(settings))
     ledger.close()
     _OPENED = []
     try:

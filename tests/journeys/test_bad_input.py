@@ -210,8 +210,10 @@ def test_a_run_folder_that_exists_and_a_finished_one_are_left_alone(tmp_path: Pa
 
 HOLD = """
 import pathlib, sys
+from client.keys import Keys
 from shared.privacy.ledger import Ledger
-with Ledger.open(pathlib.Path(sys.argv[1])):
+path = pathlib.Path(sys.argv[1])
+with Ledger.open(path, signer=Keys.load_or_create(path.parent / "keys" / path.stem)):
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from client import delivery, queries, rounds
+from client.passport_exchange import own_keys
 from client.serving_state import ServingFolder
 from client.settings import AgreedRanges, CeilingSettings, ClientSettings, DataSettings
 from client.state import StateFolder
@@ -53,7 +54,8 @@ def shop(folder: Path) -> ClientSettings:
         base=folder,
     )
     settings.ledger_path.parent.mkdir(parents=True)
-    Ledger.create(settings.ledger_path, domain="arts", ceiling_epsilon=1e4, delta=1e-6, set_by="a test", private=False).close()
+    said = {"domain": "arts", "ceiling_epsilon": 1e4, "delta": 1e-6, "set_by": "a test", "private": False}
+    Ledger.create(settings.ledger_path, signer=own_keys(settings), **said).close()
     return settings
 
 

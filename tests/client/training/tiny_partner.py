@@ -19,6 +19,7 @@ from shared.config import ComputeConfig, ModelConfig, PrivacyConfig, RunConfig, 
 from shared.privacy.ledger import Ledger
 from shared.transfer_layer import initial_arrays
 from shared.wire import RoundInstruction, TransferUpdate
+from tests.shared.privacy.bookshop import KEYS
 
 D, ITEMS, SPACE = 16, 300, "0" * 16
 MODEL = ModelConfig(dimension=D, rank=4, descriptor_dimension=4, prototypes=8)
@@ -128,12 +129,12 @@ class Partner:
         private = self.config.privacy.private
         path = self.home / "ledger.sqlite"
         if not path.exists():
-            Ledger.create(path, domain=self.domain, ceiling_epsilon=1e4, delta=1e-6, set_by="a test", private=private).close()
+            Ledger.create(path, signer=KEYS, domain=self.domain, ceiling_epsilon=1e4, delta=1e-6, set_by="a test", private=private).close()
         self.admit()
 
     def admit(self) -> None:
         privacy = self.config.privacy
-        with Ledger.open(self.home / "ledger.sqlite") as ledger:
+        with Ledger.open(self.home / "ledger.sqlite", signer=KEYS) as ledger:
             mechanism = round_mechanism(self.config)
             ledger.admit(run_id=self.run_id, config_hash=self.config.config_hash, mechanism=mechanism, rounds=privacy.rounds, reserve=1)
 
@@ -157,6 +158,7 @@ class Partner:
             domain=self.domain,
             state_folder=StateFolder(self.home / "state"),
             ledger_path=self.home / "ledger.sqlite",
+            signer=KEYS,
             bundle_digest="b" * 64,
             code_version="0",
         )
