@@ -18,7 +18,7 @@ from nacl.signing import SigningKey, VerifyKey
 
 from shared.errors import PassportError
 
-from .durable_files import storage_errors
+from .durable_files import storage_errors, write_file
 
 KEY_FILE = "partner.keys"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # as the wire has it for a domain
@@ -105,18 +105,39 @@ class Keys:
         path = Path(folder) / KEY_FILE
         if not path.exists():
             _create(path)
-        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        return cls.load(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Keys:
+        """Opens one file of keys.
+
+        Raises:
+            PassportError: the file is damaged, or others may read it.
+            StorageError: it cannot be read.
+        """
+        with storage_errors(f"'{path.name}'"):
+            mode, data = path.stat().st_mode, path.read_bytes()
+        if stat.S_IMODE(mode) & 0o077:
             raise PassportError(
-                f"'{KEY_FILE}' can be read by others than its owner",
-                do=f"Run chmod 600 on it, and make new keys if others may have used '{KEY_FILE}'.",
+                f"'{path.name}' can be read by others than its owner",
+                do=f"Run chmod 600 on it, and make new keys with isthmus-client ledger rotate-key if others may have used '{path.name}'.",
             )
         try:
-            values = json.loads(path.read_bytes())
+            values = json.loads(data)
             return cls(bytes.fromhex(values["signing"]), bytes.fromhex(values["box"]))
         except (ValueError, KeyError, TypeError, RecursionError, CryptoError):
             raise PassportError(
-                f"'{KEY_FILE}' is damaged", do="Restore it from a copy, or remove it and give the partners the new public keys."
+                f"'{path.name}' is damaged", do="Restore it from a copy, or remove it and give the partners the new public keys."
             ) from None
+
+    @staticmethod
+    def write_new(path: Path) -> None:
+        """Writes keys from the operating system's entropy into a file (0600), on disk when this returns; one that is there is replaced.
+
+        Raises:
+            StorageError: no space left, or the folder cannot be written.
+        """
+        write_file(path, _fresh())
 
     def public(self, partner: str) -> PublicKeys:
         """The public half, under the partner's domain name."""
@@ -160,14 +181,17 @@ def check_partner_name(name: str) -> None:
         raise PassportError("a partner's name is 1 to 64 letters, digits, '-' or '_', and begins with a letter or a digit")
 
 
+def _fresh() -> bytes:
+    return json.dumps({"signing": os.urandom(32).hex(), "box": os.urandom(32).hex()}).encode()
+
+
 def _create(path: Path) -> None:
-    text = json.dumps({"signing": os.urandom(32).hex(), "box": os.urandom(32).hex()})
     with storage_errors(f"'{path.name}'"):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
-            with os.fdopen(handle, "w") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(_fresh())
                 file.flush()
                 os.fsync(file.fileno())
             with contextlib.suppress(FileExistsError):  # another process was first: its keys are the keys

@@ -15,7 +15,8 @@ from shared.errors import PassportError
 
 from .data.histories import Histories
 from .durable_files import write_file
-from .keys import Keys, PublicKeys
+from .key_rotation import own_keys
+from .keys import PublicKeys
 from .passports import export_passports, import_passports, read_passports, write_passports
 from .preparation import PreparedDomain
 from .register import Register
@@ -73,10 +74,6 @@ def partners(settings: ClientSettings) -> dict[str, PublicKeys]:
             raise PassportError(f"{path.name}: another file holds keys of '{keys.partner}' too", do=do)
         found[keys.partner] = keys
     return {name: keys for name, keys in found.items() if name != settings.domain}
-
-
-def own_keys(settings: ClientSettings) -> Keys:
-    return Keys.load_or_create(settings.at_home("keys"))
 
 
 def interests(histories: Histories, rows: np.ndarray, coordinates: np.ndarray, config: RunConfig) -> np.ndarray:

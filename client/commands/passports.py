@@ -12,8 +12,6 @@ from typing import Annotated
 
 import typer
 
-from shared.errors import UsageError
-
 from .answers import AsJson, Debug, Settings, answer, day, epilog, libraries_on_stderr, progress, read_settings
 
 EPILOG = epilog(0, 1, 2, 3, 4, 6, 12, 17, 130)
@@ -47,20 +45,12 @@ def keys(
     del debug
     settings = read_settings(partner_toml)
     with libraries_on_stderr():
-        from ..durable_files import write_file
-        from ..keys import PublicKeys
-        from ..passport_exchange import own_keys
+        from ..key_rotation import own_keys
+        from ..public_keys import write_public
 
         public = own_keys(settings).public(settings.domain)
         path = out or Path(f"{settings.domain}.keys.json")
-        if path.exists():
-            try:
-                there = PublicKeys.from_json(path.read_text(encoding="utf-8")).partner
-            except Exception:
-                there = ""
-            if there != settings.domain:
-                raise UsageError(f"{path} exists and does not hold this domain's keys", do="Name another file with --out.")
-        write_file(path, public.to_json().encode())
+        write_public(path, public)
     said = f"public keys of '{settings.domain}': {path}\nfingerprint: {public.fingerprint}"
     answer(as_json, {"domain": settings.domain, "file": str(path), "fingerprint": public.fingerprint}, said)
 
