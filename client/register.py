@@ -2,6 +2,9 @@
 
 It is not the ledger: what stands in here follows from who is linked, so it is never sent, never hashed into the ledger's head and never
 part of what an auditor is handed. The file belongs to its owner (0600), and what is deleted from it is overwritten.
+
+Whoever was forgotten is remembered by a keyed mark alone (`client.suppression`). The marks are what keeps a forgotten user out of training
+for good, so a register is restored from a copy, never thrown away.
 """
 
 from __future__ import annotations
@@ -16,21 +19,21 @@ from types import TracebackType
 
 import numpy as np
 
-from shared.errors import PassportError, StorageError
+from shared.errors import DataError, PassportError, StorageError
 
+from .data.pseudonyms import load_or_create_key
 from .passports import ImportedPassports
+from .register_schema import make_or_upgrade
+from .settings import ClientSettings
+from .suppression import Marker, Marks, Witness
 
-_VERSION = 1
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS passports_out (
-    target TEXT NOT NULL, link_id TEXT NOT NULL, space_version TEXT NOT NULL, issued INTEGER NOT NULL, expires INTEGER NOT NULL,
-    PRIMARY KEY (target, link_id)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS passports_in (
-    source TEXT NOT NULL, link_id TEXT NOT NULL, space_version TEXT NOT NULL, encoder_version TEXT NOT NULL,
-    issued INTEGER NOT NULL, expires INTEGER NOT NULL, vector BLOB NOT NULL,
-    PRIMARY KEY (source, link_id)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS erasures (link_id TEXT PRIMARY KEY, erased INTEGER NOT NULL) WITHOUT ROWID;
-"""
+FOREVER = 2**62
+"""Later than any passport can be issued (`passports.Statement`)."""
+
+EVERYONE = ""
+"""No domain's name: an erasure that holds for passports of every source."""
+
+_KEEP = "Restore it from a copy: it holds the marks of forgotten users. Where nobody ever was, move it away and import the passports again."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,23 +71,32 @@ class Register:
 
     Args:
         path: the file; made where there is none.
+        marker: makes and compares marks; without one nothing can be erased, nor taken in once something was.
     Raises:
         PassportError: the file is something else, damaged, or written by another version.
+        DataError: its marks were made with another key.
         StorageError: no space left, or the folder cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, marker: Marker | None = None) -> None:
         self.path = Path(path)
+        self._marker = marker
         with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
             os.chmod(self.path, 0o600)
             self._database = sqlite3.connect(self.path, isolation_level=None, timeout=30.0)
             try:
-                self._prepare()
+                make_or_upgrade(self._database, marker, name=self.path.name)
             except BaseException:
                 self._database.close()
                 raise
+
+    @classmethod
+    def of(cls, settings: ClientSettings) -> Register:
+        """A domain's register, with its key at hand."""
+        key = load_or_create_key(settings.at_home("keys") / "pseudonyms.key")
+        return cls(settings.at_home("register.sqlite"), Marker(key))
 
     def __enter__(self) -> Register:
         return self
@@ -108,22 +120,24 @@ class Register:
     def record_import(self, passports: ImportedPassports) -> int:
         """Takes in passports; the same file twice changes nothing, and an older passport never replaces a newer one.
 
-        Links that were erased after the passports were issued stay erased.
+        Links that were erased after the passports were issued stay erased; those of forgotten users always do.
 
         Returns:
             Number of passports that are new or renewed.
         """
         common = (passports.source, passports.space_version, passports.encoder_version, passports.issued, passports.expires)
         vectors = np.ascontiguousarray(passports.vectors, dtype="<f4")
-        rows = [
-            (*common, link_id, vector.tobytes(), link_id, passports.issued)
-            for link_id, vector in zip(passports.link_ids, vectors, strict=True)
-        ]
         with self._transaction() as database:
+            marks = self._marks_if_any_erased(database, passports.link_ids)
+            rows = [
+                (*common, link_id, vector.tobytes(), mark, passports.source, passports.issued)
+                for link_id, vector, mark in zip(passports.link_ids, vectors, marks, strict=True)
+            ]
             before = database.total_changes
             database.executemany(
                 "INSERT INTO passports_in (source, space_version, encoder_version, issued, expires, link_id, vector)"
-                " SELECT ?, ?, ?, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM erasures WHERE link_id = ? AND erased >= ?)"
+                " SELECT ?, ?, ?, ?, ?, ?, ? WHERE NOT EXISTS"
+                " (SELECT 1 FROM erased_links WHERE mark = ? AND source IN ('', ?) AND issued_until >= ?)"
                 " ON CONFLICT DO UPDATE SET space_version = excluded.space_version, encoder_version = excluded.encoder_version,"
                 " issued = excluded.issued, expires = excluded.expires, vector = excluded.vector"
                 " WHERE excluded.issued > passports_in.issued",
@@ -149,9 +163,7 @@ class Register:
         if not rows:
             return [], np.zeros((0, 0), dtype=np.float32)
         if len({len(vector) for _, vector in rows}) != 1 or len(rows[0][1]) % 4:
-            raise PassportError(
-                "the register holds vectors of different lengths for one source", do="Remove the register and import the passports again."
-            )
+            raise PassportError("the register holds vectors of different lengths for one source", do=_KEEP)
         vectors = np.frombuffer(b"".join(vector for _, vector in rows), dtype="<f4").reshape(len(rows), -1)
         return [link_id for link_id, _ in rows], vectors.astype(np.float32)
 
@@ -184,33 +196,119 @@ class Register:
             ).fetchall()
         return Issued(link_ids=[r[0] for r in rows], issued=[r[1] for r in rows], expires=[r[2] for r in rows])
 
-    def erase(self, link_ids: Sequence[str], *, at: int) -> None:
+    def erase(self, link_ids: Sequence[str], *, at: int, source: str = EVERYONE) -> None:
         """Forgets everything about some links; passports issued until then are not taken in again.
 
         Args:
             link_ids: the links.
+            at: unix seconds; `FOREVER` refuses them for good.
+            source: only what came from this domain.
+        """
+        with self._transaction() as database:
+            self._mark_links(database, link_ids, at=at, source=source)
+            self._drop_erased(database)
+
+    def mark(self, users: np.ndarray, link_ids: Sequence[str], *, at: int) -> None:
+        """Marks users and their links as forgotten, for good, and notes that their traces are still to be removed.
+
+        Args:
+            users: (n, 16) marks.
+            link_ids: their links with any partner.
             at: unix seconds.
         """
-        keys = [(link_id,) for link_id in link_ids]
         with self._transaction() as database:
-            database.executemany("DELETE FROM passports_in WHERE link_id = ?", keys)
-            database.executemany("DELETE FROM passports_out WHERE link_id = ?", keys)
-            database.executemany(
-                "INSERT INTO erasures VALUES (?, ?) ON CONFLICT DO UPDATE SET erased = max(erased, excluded.erased)",
-                [(link_id, at) for link_id in link_ids],
-            )
+            rows = [(bytes(mark),) for mark in users]
+            database.executemany("INSERT INTO forgotten_users VALUES (?) ON CONFLICT DO NOTHING", rows)
+            self._mark_links(database, link_ids, at=FOREVER, source=EVERYONE)
+            database.execute("INSERT INTO unfinished VALUES (?)", (at,))
 
-    def _prepare(self) -> None:
-        self._database.execute("PRAGMA secure_delete = ON")
-        self._database.execute("PRAGMA synchronous = FULL")
-        version = self._database.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0 and not self._database.execute("SELECT 1 FROM sqlite_master").fetchone():
-            self._database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-        elif version != _VERSION:
-            raise PassportError(
-                f"'{self.path.name}' is not a register of this version",
-                do="Give the path of the register, or use the version that wrote it.",
+    def begin_erasure(self, link_ids: Sequence[str], *, issued_until: int, source: str, at: int) -> None:
+        """Marks links whose passports from one source are to go, and notes that this is unfinished."""
+        with self._transaction() as database:
+            self._mark_links(database, link_ids, at=issued_until, source=source)
+            database.execute("INSERT INTO unfinished VALUES (?)", (at,))
+
+    def drop_erased(self) -> None:
+        """Deletes every passport that was erased; they are found by their marks, so a second call finishes what a first one began."""
+        with self._transaction() as database:
+            self._drop_erased(database)
+
+    def finished(self) -> None:
+        """Nothing is left to be removed."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM unfinished")
+
+    def is_unfinished(self) -> bool:
+        """Whether something was marked whose traces may still be there."""
+        with self._errors():
+            return self._database.execute("SELECT 1 FROM unfinished LIMIT 1").fetchone() is not None
+
+    def marks(self) -> Marks:
+        """Users and links that are left out for good."""
+        with self._errors():
+            users = [row[0] for row in self._database.execute("SELECT mark FROM forgotten_users ORDER BY mark")]
+            links = self._database.execute("SELECT mark FROM erased_links WHERE source = ? AND issued_until = ?", (EVERYONE, FOREVER))
+            return Marks.of(users, [row[0] for row in links], self._need_marker()) if users else Marks.nobody()
+
+    def erased_out(self) -> dict[str, Issued]:
+        """By target, the passports that went out and were erased since, as long as `drop_erased` has not been called."""
+        with self._errors():
+            return self._erased_out(self._database)
+
+    def erased_among(self, link_ids: Sequence[str], *, source: str, issued: int) -> np.ndarray:
+        """(n,) bool: which passports of a file are erased."""
+        with self._errors():
+            marks = self._marks_if_any_erased(self._database, link_ids)
+            query = "SELECT 1 FROM erased_links WHERE mark = ? AND source IN ('', ?) AND issued_until >= ?"
+            found = (self._database.execute(query, (mark, source, issued)).fetchone() is not None for mark in marks)
+            return np.fromiter(found, dtype=bool, count=len(link_ids))
+
+    def _need_marker(self) -> Marker:
+        if self._marker is None:
+            raise DataError(
+                "the register holds marks, and the key they were made with is not at hand", do="Open it with the partner's key."
             )
+        return self._marker
+
+    def _marks_if_any_erased(self, database: sqlite3.Connection, link_ids: Sequence[str]) -> Sequence[bytes]:
+        """Marks to compare with; empty ones where nothing was ever erased, so that nobody needs a key."""
+        if database.execute("SELECT 1 FROM erased_links LIMIT 1").fetchone() is None:
+            return [b""] * len(link_ids)
+        return self._need_marker().links(link_ids)
+
+    def _mark_links(self, database: sqlite3.Connection, link_ids: Sequence[str], *, at: int, source: str) -> None:
+        marker = self._need_marker()
+        database.execute("INSERT INTO marked_with VALUES (?) ON CONFLICT DO NOTHING", (marker.check,))
+        database.executemany(
+            "INSERT INTO erased_links VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET issued_until = max(issued_until, excluded.issued_until)",
+            [(source, mark, at) for mark in marker.links(link_ids)],
+        )
+
+    def _erased_out(self, database: sqlite3.Connection) -> dict[str, Issued]:
+        rows = database.execute("SELECT target, link_id, issued, expires FROM passports_out ORDER BY target, link_id").fetchall()
+        erased = dict(database.execute("SELECT mark, issued_until FROM erased_links WHERE source = ?", (EVERYONE,)))
+        found: dict[str, list[tuple[str, int, int]]] = {}
+        marks = self._need_marker().links([row[1] for row in rows]) if rows and erased else [b""] * len(rows)
+        for (target, link_id, issued, expires), mark in zip(rows, marks, strict=True):
+            if issued <= erased.get(mark, -1):
+                found.setdefault(target, []).append((link_id, issued, expires))
+        return {
+            target: Issued(link_ids=[r[0] for r in of], issued=[r[1] for r in of], expires=[r[2] for r in of])
+            for target, of in found.items()
+        }
+
+    def _drop_erased(self, database: sqlite3.Connection) -> None:
+        out = [(target, link_id) for target, gone in self._erased_out(database).items() for link_id in gone.link_ids]
+        database.executemany("DELETE FROM passports_out WHERE target = ? AND link_id = ?", out)
+        rows = database.execute("SELECT source, link_id, issued FROM passports_in").fetchall()
+        marks = self._marks_if_any_erased(database, [row[1] for row in rows])
+        erased = {(row[0], row[1]): row[2] for row in database.execute("SELECT source, mark, issued_until FROM erased_links")}
+        gone = [
+            (source, link_id)
+            for (source, link_id, issued), mark in zip(rows, marks, strict=True)
+            if issued <= max(erased.get((EVERYONE, mark), -1), erased.get((source, mark), -1))
+        ]
+        database.executemany("DELETE FROM passports_in WHERE source = ? AND link_id = ?", gone)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -235,8 +333,25 @@ class Register:
                 what, do="Free some space, check who may write to it and that no other process holds it, then start again."
             ) from None
         except sqlite3.DatabaseError:
-            raise PassportError(
-                f"'{self.path.name}' is not a register, or is damaged", do="Move it away and import the passports again."
-            ) from None
+            raise PassportError(f"'{self.path.name}' is not a register, or is damaged", do=_KEEP) from None
         except OSError:
             raise StorageError(f"'{self.path.name}' cannot be written", do="Check the folder and who may write to it.") from None
+
+
+def marks_of(settings: ClientSettings) -> Marks:
+    """Who is left out of everything in a domain.
+
+    Raises:
+        StateError: the register holds fewer marks than were made: it is missing, or older than it was.
+        DataError: its marks were made with another key.
+    """
+    marks = Marks.nobody()
+    if settings.at_home("register.sqlite").is_file():
+        with Register.of(settings) as register:
+            marks = register.marks()
+    witness_of(settings).check(marks)
+    return marks
+
+
+def witness_of(settings: ClientSettings) -> Witness:
+    return Witness(settings.at_home("keys") / "forgotten.json")

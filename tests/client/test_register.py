@@ -16,10 +16,13 @@ import numpy as np
 import pytest
 
 from client.passports import ImportedPassports
-from client.register import Register
-from shared.errors import PassportError, StorageError
+from client.register import Register, marks_of, witness_of
+from client.suppression import Marker
+from shared.errors import DataError, PassportError, StateError, StorageError
+from tests.client.partner_world import World
 
 D = 3
+MARKER = Marker(bytes(range(32)))
 
 
 def passports(
@@ -38,7 +41,7 @@ def passports(
 
 @pytest.fixture
 def register(tmp_path: Path) -> Iterator[Register]:
-    with Register(tmp_path / "private" / "register.sqlite") as register:
+    with Register(tmp_path / "private" / "register.sqlite", MARKER) as register:
         yield register
 
 
@@ -124,6 +127,110 @@ def test_an_erased_vector_is_not_left_in_the_file(register: Register) -> None:
     register.erase(["marker-of-a-person"], at=300)
     register.close()
     assert needle not in register.path.read_bytes()
+
+
+def test_a_mark_does_not_hold_the_link_id_or_the_user(register: Register) -> None:
+    register.erase(["link-of-a-person"], at=300)
+    register.mark(MARKER.users(["a-person"]), ["another-link-of-hers"], at=301)
+    register.close()
+    content = register.path.read_bytes()
+    assert MARKER.links(["link-of-a-person"])[0] in content
+    assert not any(text in content for text in (b"link-of-a-person", b"a-person", b"another-link-of-hers"))
+
+
+def test_a_forgotten_users_passports_are_refused_for_good_and_those_there_go(register: Register) -> None:
+    register.record_import(passports(["a", "b"]))
+    register.record_export(target="office", link_ids=["a", "b"], space_version="s1", issued=1, expires=9)
+    register.mark(MARKER.users(["ann"]), ["a"], at=300)
+    assert register.is_unfinished()
+    assert {target: gone.link_ids for target, gone in register.erased_out().items()} == {"office": ["a"]}
+    assert fills(register) == {"a": 1, "b": 1}  # a crash here loses nothing: the second call finds them by their marks
+    register.drop_erased()
+    register.finished()
+    assert not register.is_unfinished()
+    assert fills(register) == {"b": 1}
+    assert register.exported("office").link_ids == ["b"]
+    assert register.record_import(passports(["a"], issued=2**40)) == 0
+    assert register.record_import(passports(["a"], issued=2**40, source="books")) == 0
+    assert register.erased_among(["a", "b"], source="books", issued=2**40).tolist() == [True, False]
+    marks = register.marks()
+    assert marks.of_users(MARKER.users(["ann", "ben"])).tolist() == [True, False]
+    assert marks.of_links(["a", "b"]).tolist() == [True, False]
+
+
+def test_what_one_source_takes_back_is_still_taken_in_from_another(register: Register) -> None:
+    register.record_import(passports(["a"], source="arts"))
+    register.record_import(passports(["a"], source="books", fill=2))
+    register.begin_erasure(["a"], issued_until=300, source="arts", at=301)
+    register.drop_erased()
+    assert fills(register, "arts") == {}
+    assert fills(register, "books") == {"a": 2}
+    assert register.record_import(passports(["a"], source="arts", issued=300)) == 0
+    assert register.record_import(passports(["a"], source="arts", issued=301)) == 1
+    assert register.marks().of_links(["a"]).tolist() == [False]
+
+
+def test_marking_twice_is_marking_once_and_the_later_time_holds(register: Register) -> None:
+    for at in (300, 200):
+        register.erase(["a"], at=at)
+        register.mark(MARKER.users(["ann"]), ["b"], at=at)
+    assert len(register.marks()) == 1
+    assert register.erased_among(["a", "b"], source="arts", issued=300).tolist() == [True, True]
+    assert register.erased_among(["a", "b"], source="arts", issued=301).tolist() == [False, True]
+
+
+def test_marks_made_with_another_key_are_not_trusted(register: Register) -> None:
+    register.mark(MARKER.users(["ann"]), [], at=300)
+    register.close()
+    with pytest.raises(DataError, match="another pseudonym key"):
+        Register(register.path, Marker(bytes(32)))
+    with Register(register.path) as without_key, pytest.raises(DataError, match="key"):
+        without_key.marks()
+
+
+def test_without_the_key_nothing_is_taken_in_where_something_was_erased(register: Register) -> None:
+    register.erase(["a"], at=300)
+    register.close()
+    with Register(register.path) as without_key:
+        assert without_key.overview() == []
+        with pytest.raises(DataError, match="key"):
+            without_key.record_import(passports(["b"]))
+
+
+def test_a_register_of_version_1_keeps_its_erasures_without_their_names(tmp_path: Path) -> None:
+    path = tmp_path / "register.sqlite"
+    with Register(path) as made:
+        made.record_import(passports(["kept"]))
+    database = sqlite3.connect(path)
+    database.executescript(
+        "PRAGMA secure_delete = ON; DROP TABLE forgotten_users; DROP TABLE erased_links; DROP TABLE marked_with; DROP TABLE unfinished;"
+        "CREATE TABLE erasures (link_id TEXT PRIMARY KEY, erased INTEGER NOT NULL) WITHOUT ROWID;"
+        "INSERT INTO erasures VALUES ('a-link-erased-by-name', 300); PRAGMA user_version = 1;"
+    )
+    database.close()
+    with pytest.raises(DataError, match="earlier version"):
+        Register(path)
+    with Register(path, MARKER) as upgraded:
+        assert fills(upgraded) == {"kept": 1}
+        assert upgraded.record_import(passports(["a-link-erased-by-name"], issued=300)) == 0
+        assert upgraded.record_import(passports(["a-link-erased-by-name"], issued=301)) == 1
+        upgraded.erase(["a-link-erased-by-name"], at=400)
+    assert b"a-link-erased-by-name" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("loss", ["lost", "older"])
+def test_a_lost_or_older_register_is_noticed(world: World, loss: str) -> None:
+    settings = world["books"]
+    with Register.of(settings) as register:
+        register.mark(MARKER.users(["ann"]), [], at=1)
+        witness_of(settings).raise_to(len(register.marks()))
+        older = register.path.read_bytes()
+        register.mark(MARKER.users(["ben"]), [], at=2)
+        witness_of(settings).raise_to(len(register.marks()))
+    assert len(marks_of(settings)) == 2
+    register.path.unlink() if loss == "lost" else register.path.write_bytes(older)
+    with pytest.raises(StateError, match="fewer marks"):
+        marks_of(settings)
 
 
 def test_the_register_belongs_to_its_owner_even_under_a_careless_umask(tmp_path: Path) -> None:

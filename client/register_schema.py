@@ -1,0 +1,82 @@
+"""The tables of the register, and how a file of an earlier version becomes one of this."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+
+from shared.errors import DataError, PassportError
+
+from .suppression import Marker
+
+VERSION = 2
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS passports_out (
+    target TEXT NOT NULL, link_id TEXT NOT NULL, space_version TEXT NOT NULL, issued INTEGER NOT NULL, expires INTEGER NOT NULL,
+    PRIMARY KEY (target, link_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS passports_in (
+    source TEXT NOT NULL, link_id TEXT NOT NULL, space_version TEXT NOT NULL, encoder_version TEXT NOT NULL,
+    issued INTEGER NOT NULL, expires INTEGER NOT NULL, vector BLOB NOT NULL,
+    PRIMARY KEY (source, link_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS forgotten_users (mark BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS erased_links (
+    source TEXT NOT NULL, mark BLOB NOT NULL, issued_until INTEGER NOT NULL, PRIMARY KEY (source, mark)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS marked_with (key_check BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS unfinished (at INTEGER NOT NULL);
+"""
+
+
+def make_or_upgrade(database: sqlite3.Connection, marker: Marker | None, *, name: str) -> None:
+    """Gives an empty file the tables, and a file of version 1 those it lacks; anything else is refused.
+
+    Raises:
+        PassportError: it is the file of something else, or of another version.
+        DataError: its marks were made with another key, or it is of version 1 and the key for its erasures is not at hand.
+    """
+    database.execute("PRAGMA secure_delete = ON")
+    database.execute("PRAGMA synchronous = FULL")
+    if _version(database) != VERSION:
+        _upgrade(database, marker, name)
+    if marker is not None:
+        made_with = database.execute("SELECT key_check FROM marked_with").fetchall()
+        if made_with and made_with != [(marker.check,)]:
+            raise DataError(
+                "the marks of forgotten users were made with another pseudonym key",
+                do="Restore home/keys and home/register.sqlite from one copy.",
+            )
+
+
+def _upgrade(database: sqlite3.Connection, marker: Marker | None, name: str) -> None:
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        version = _version(database)  # asked again: another process may have been first
+        if version not in (0, 1, VERSION) or (version == 0 and tables) or (version == 1 and "passports_in" not in tables):
+            raise PassportError(
+                f"'{name}' is not a register of this version", do="Give the path of the register, or use the version that wrote it."
+            )
+        for statement in _SCHEMA.split(";")[:-1]:
+            database.execute(statement)
+        if "erasures" in tables:  # of version 1: link ids in clear
+            _take_over(database, marker)
+        database.execute(f"PRAGMA user_version = {VERSION}")
+        database.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            database.execute("ROLLBACK")
+        raise
+
+
+def _take_over(database: sqlite3.Connection, marker: Marker | None) -> None:
+    rows = database.execute("SELECT link_id, erased FROM erasures").fetchall()
+    if rows:
+        if marker is None:
+            raise DataError("the register is of an earlier version, and holds erasures", do="Open it with the partner's key.")
+        database.execute("INSERT INTO marked_with VALUES (?)", (marker.check,))
+        marks = zip(marker.links([row[0] for row in rows]), rows, strict=True)
+        database.executemany("INSERT INTO erased_links VALUES ('', ?, ?)", [(mark, erased) for mark, (_, erased) in marks])
+    database.execute("DROP TABLE erasures")
+
+
+def _version(database: sqlite3.Connection) -> int:
+    return int(database.execute("PRAGMA user_version").fetchone()[0])
