@@ -16,7 +16,6 @@ from shared.privacy import conformance as statistics
 from shared.privacy.conformance import Check
 from shared.privacy.ledger import read_events
 from shared.privacy.ledger_schema import Event
-from shared.privacy.signing import SigningPair
 from shared.wire import TransferUpdate
 
 from . import synthetic
@@ -114,9 +113,8 @@ def _neighbours(bench: Bench, kind: str, users: int) -> Iterator[tuple[str, synt
 
 
 def _side_by_side(bench: Bench, name: str) -> Iterator[synthetic.Partner]:
-    """Partners with one key and many users, one less, few, and nobody."""
-    key = SigningPair.generate()
+    """Partners with many users, one less, few, and nobody."""
     crowds = [*_neighbours(bench, "length", 24), ("few", bench.people(4)), ("nobody", bench.people(0))]
     for who, crowd in crowds:
         data = crowd.data("arts", bench.config.model.descriptor_dimension)
-        yield synthetic.Partner(home=bench.workspace / f"{name}-{who}", config=bench.coupled, data=data, signer=key)
+        yield synthetic.Partner(home=bench.workspace / f"{name}-{who}", config=bench.coupled, data=data)

@@ -7,6 +7,7 @@ that a bug planted in them runs through the very same driver as the code of a re
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -160,6 +161,12 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), dtype=np.float32)
 
 
+@functools.cache
+def throwaway_key() -> SigningPair:
+    """The key of all throw-away ledgers of this process; nobody keeps it."""
+    return SigningPair.generate()
+
+
 @dataclass(kw_only=True)
 class Partner:
     """One domain: its folder, its data, its ledger. Rounds are real local rounds; the joint release is read off the training state."""
@@ -170,7 +177,7 @@ class Partner:
     domain: str = "arts"
     run_id: str = "run-1"
     layer: dict[str, np.ndarray] = field(default_factory=dict)
-    signer: SigningPair = field(default_factory=SigningPair.generate)
+    signer: SigningPair = field(default_factory=throwaway_key)
 
     def __post_init__(self) -> None:
         self.layer = self.layer or initial_arrays(self.config.model, 7)

@@ -15,7 +15,7 @@ from client.training.examples import Examples
 from client.training.noise import NoiseSource, SystemNoise
 from client.training.sampler import PoissonSampler
 from shared.config import RunConfig
-from tests.client.training import conformance_checks as checks
+from shared.privacy import conformance as checks
 from tests.client.training import planted_bugs as bugs
 from tests.client.training.tiny_partner import Partner, config_of, people
 

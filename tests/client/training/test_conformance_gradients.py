@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from client.canary import gradients
 from client.model.objective import Batch, InterestModel
-from tests.client.training import conformance_checks as checks
+from shared.privacy import conformance as checks
 from tests.client.training import planted_bugs as bugs
 from tests.client.training.tiny_partner import MODEL, People, config_of, examples_of, people
 
@@ -40,7 +41,7 @@ def with_history_of(length: int, users: int) -> People:
 @pytest.mark.parametrize("sharing", ["shared-private", "shared"])
 @pytest.mark.parametrize("users", [1, 4, 17])
 def test_per_user_gradients_are_those_of_one_user_at_a_time(users: int, sharing: str) -> None:
-    error = checks.gradient_error(trained_model(sharing=sharing), batch_of(people(users)))
+    error = gradients.gradient_error(trained_model(sharing=sharing), batch_of(people(users)))
     print(f"gradients of {users} users, {sharing}: relative error {error:.2g}")
     assert error < checks.GRADIENT_TOLERANCE
 
@@ -50,7 +51,7 @@ def test_a_batch_as_large_as_its_longest_history_is_no_trap() -> None:
     if batch.history.shape[1] != batch.users:  # the first target may stand early, then the history is shorter
         batch = batch.part(0, batch.history.shape[1])
     assert batch.history.shape[:2] == (batch.users, batch.users)
-    assert checks.gradient_error(trained_model(), batch) < checks.GRADIENT_TOLERANCE
+    assert gradients.gradient_error(trained_model(), batch) < checks.GRADIENT_TOLERANCE
 
 
 def test_a_position_table_without_a_batch_dimension_is_refused_where_it_is_silent() -> None:
@@ -59,14 +60,14 @@ def test_a_position_table_without_a_batch_dimension_is_refused_where_it_is_silen
     encoder.load_state_dict(model.encoder.state_dict())
     model.encoder = encoder
     batch = batch_of(people(17))
-    assert checks.gradient_error(model, batch.part(0, batch.history.shape[1])) > checks.GRADIENT_TOLERANCE
+    assert gradients.gradient_error(model, batch.part(0, batch.history.shape[1])) > checks.GRADIENT_TOLERANCE
 
 
 def test_a_users_gradient_does_not_change_with_the_others_in_the_batch() -> None:
     crowd, model = people(24), trained_model()
     worst = 0.0
     for others in ([], [9, 10, 11, 12], list(range(4, 24))):
-        worst = max(worst, checks.coupling(model, batch_of(crowd, [0, 1, 2, 3]), batch_of(crowd, [0, 1, 2, 3, *others])))
+        worst = max(worst, gradients.coupling(model, batch_of(crowd, [0, 1, 2, 3]), batch_of(crowd, [0, 1, 2, 3, *others])))
     print(f"coupling: {worst:.2g}")
     assert worst < 1e-5  # the order in which float32 adds up
 
@@ -74,28 +75,28 @@ def test_a_users_gradient_does_not_change_with_the_others_in_the_batch() -> None
 @pytest.mark.parametrize("kind", ["features", "nan", "infinite", "overflow", "length"])
 def test_not_even_with_a_loud_one(kind: str) -> None:
     crowd, model = people(8).with_loud(7, kind), trained_model()
-    assert checks.coupling(model, batch_of(crowd, [0, 1, 2]), batch_of(crowd, [0, 1, 2, 7])) < 1e-5
+    assert gradients.coupling(model, batch_of(crowd, [0, 1, 2]), batch_of(crowd, [0, 1, 2, 7])) < 1e-5
 
 
 def test_in_batch_negatives_are_refused() -> None:
     crowd, model = people(24), trained_model(bugs.InBatchNegatives)
-    assert checks.coupling(model, batch_of(crowd, [0, 1, 2]), batch_of(crowd, [0, 1, 2, 9, 10])) > 1e-2
+    assert gradients.coupling(model, batch_of(crowd, [0, 1, 2]), batch_of(crowd, [0, 1, 2, 9, 10])) > 1e-2
 
 
 def test_a_user_without_targets_has_a_gradient_of_zero() -> None:
     crowd = dataclasses.replace(people(3), items=[np.zeros(0, dtype=np.int64)] * 3)
-    assert not checks.per_user_gradients(trained_model(), batch_of(crowd)).any()
+    assert not gradients.per_user_gradients(trained_model(), batch_of(crowd)).any()
 
 
 def test_a_user_with_one_item_and_no_passport_has_nothing_to_predict_it_from() -> None:
     crowd = dataclasses.replace(people(3), items=[np.array([5])] * 3, brought=np.zeros((3, 2), dtype=bool))
-    gradients = checks.per_user_gradients(trained_model(), batch_of(crowd))
-    assert gradients.shape[0] == 3
-    assert not gradients.any()
+    found = gradients.per_user_gradients(trained_model(), batch_of(crowd))
+    assert found.shape[0] == 3
+    assert not found.any()
 
 
 def test_a_batch_of_nobody_has_no_gradients_and_says_how_many_parameters_there_are() -> None:
-    assert checks.per_user_gradients(trained_model(), batch_of(people(3), [])).shape == (
+    assert gradients.per_user_gradients(trained_model(), batch_of(people(3), [])).shape == (
         0,
         sum(p.numel() for p in trained_model().parameters()),
     )

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from client.canary.neighbours import rest_of_message
 from client.training import dp_sgd, local_round
-from tests.client.training import conformance_checks as checks
+from shared.privacy import conformance as checks
 from tests.client.training import planted_bugs as bugs
 from tests.client.training.tiny_partner import Partner, People, config_of, people
 
@@ -67,7 +68,7 @@ def test_every_other_byte_of_the_reply_is_the_same_whoever_is_in_the_data(tmp_pa
         Partner(home=tmp_path / name, config=COUPLED, data=crowd.data("arts")).update()
         for name, crowd in zip(("with", "without"), neighbours(kind), strict=True)
     ]
-    first, second = (checks.rest_of_message(reply) for reply in replies)
+    first, second = (rest_of_message(reply) for reply in replies)
     assert first == second
     assert [a.dtype for a in replies[0].arrays.values()] == [a.dtype for a in replies[1].arrays.values()]
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from client.training import noise
 from client.training.noise import NoNoise, SeededNoise, SystemNoise, keyed_generator, system_uniform
-from tests.client.training import conformance_checks as checks
+from shared.privacy import conformance as checks
 
 
 @pytest.mark.parametrize("source", [SystemNoise(), SeededNoise("a key")], ids=["system", "seeded"])

@@ -13,7 +13,7 @@ from scipy import stats
 
 from client.training import sampler as module
 from client.training.sampler import PoissonSampler
-from tests.client.training import conformance_checks as checks
+from shared.privacy import conformance as checks
 
 
 def test_each_subset_of_five_users_comes_as_often_as_five_coins_would_give_it() -> None:
