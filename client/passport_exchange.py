@@ -167,7 +167,7 @@ def take_in(settings: ClientSettings, space_version: str, path: Path, *, dimensi
         now=int(time.time()),
         dimension=dimension,
     )
-    with Register(settings.at_home("register.sqlite")) as register:
+    with Register.of(settings) as register:
         return register.record_import(passports)
 
 

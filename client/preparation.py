@@ -10,6 +10,11 @@
       catalogue.json    item ids, hash of the catalogue
       said.json         what the partner was told about the files
       <space version>/  coordinates.npy, and the arrays of the space
+    home/prepared/spaces/
+      <space version>.npz   the interest spaces that were sent here: public, and needed again when the files change within a run
+
+Users who were forgotten (`client.forgetting`) are in none of it, whatever the partner's files still hold; their marks are part of the
+fingerprint.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import os
@@ -40,7 +46,10 @@ from .data.links import LinkColumns, Links, read_links
 from .data.pseudonyms import PseudonymTable, load_or_create_key, locate
 from .data.sources import ColumnNames, ReadReport, read
 from .data.split import COLD, TRAIN, VALIDATION, role
+from .durable_files import write_file
+from .register import marks_of
 from .settings import ClientSettings
+from .suppression import Marks
 
 _FORMAT = "2"
 _FILES = ("items", "interactions", "links")
@@ -95,31 +104,41 @@ class PreparedDomain:
 
     def fix_space(self, space: InterestSpace) -> np.ndarray:
         """Projects the catalogue once and keeps coordinates and space on disk. Returns (n_items, d)."""
+        kept = self._kept_space(space.version)
+        if not kept.is_file():
+            buffer = io.BytesIO()
+            np.savez(buffer, allow_pickle=False, **space.to_arrays())
+            write_file(kept, buffer.getvalue())
         folder = self.folder / space.version
         if not folder.is_dir():
-            _write_folder(folder, lambda new: _write_space(new, space, space.project(self.text_vectors)))
+            _write_folder(folder, lambda new: np.save(new / "coordinates.npy", space.project(self.text_vectors)))
         return self.coordinates(space.version)
 
     def coordinates(self, space_version: str) -> np.ndarray:
-        """(n_items, d) float32, memory-mapped.
+        """(n_items, d) float32, memory-mapped; projected anew where the files have changed since the space was fixed.
 
         Raises:
             StateError: the space was never sent to this client.
         """
-        return np.asarray(np.load(self._space_folder(space_version) / "coordinates.npy", mmap_mode="r"))
+        path = self.folder / space_version / "coordinates.npy"
+        if not path.is_file():
+            self.fix_space(self.space(space_version))
+        return np.asarray(np.load(path, mmap_mode="r"))
 
     def space(self, space_version: str) -> InterestSpace:
         """The interest space that `fix_space` kept."""
-        with np.load(self._space_folder(space_version) / "space.npz") as arrays:
-            return InterestSpace.from_arrays(dict(arrays))
-
-    def _space_folder(self, space_version: str) -> Path:
-        folder = self.folder / space_version
-        if not folder.is_dir():
+        path = self._kept_space(space_version)
+        if not path.is_file():
+            path = self.folder / space_version / "space.npz"  # where an earlier version of isthmus kept it
+        if not path.is_file():
             raise StateError(
                 "this client does not know the interest space of the run", do="Start the run again: its first messages bring the space."
             )
-        return folder
+        with np.load(path) as arrays:
+            return InterestSpace.from_arrays(dict(arrays))
+
+    def _kept_space(self, space_version: str) -> Path:
+        return self.folder.parent / "spaces" / f"{space_version}.npz"
 
 
 def prepare(settings: ClientSettings, config: RunConfig, progress: Progress | None = None) -> PreparedDomain:
@@ -135,14 +154,15 @@ def prepare(settings: ClientSettings, config: RunConfig, progress: Progress | No
         DataError: a file cannot be used; names file, row and field, never a value.
         StorageError: the arrays could not be written.
     """
-    folder = settings.at_home("prepared") / _fingerprint(settings, config)
+    marks = marks_of(settings)
+    folder = settings.at_home("prepared") / _fingerprint(settings, config, marks)
     if not folder.is_dir():
         columns = CatalogueColumns(item=settings.data.item_column, texts=_text_columns(settings))
         catalogue = read_catalogue(settings.path(settings.data.items), columns=columns)
 
         def fill(new: Path) -> None:
-            _write(new, settings, config, catalogue, progress)
-            if _fingerprint(settings, config) != folder.name:
+            _write(new, settings, config, catalogue, marks, progress)
+            if _fingerprint(settings, config, marks_of(settings)) != folder.name:  # the marks too: a forgotten user never comes back
                 raise DataError(f"domain '{settings.domain}': a file changed while it was read", do="Let the export end, then try again.")
 
         _write_folder(folder, fill)
@@ -158,8 +178,8 @@ def _text_columns(settings: ClientSettings) -> tuple[str, ...]:
     return tuple(name.strip() for name in settings.data.text_columns.split(",") if name.strip())
 
 
-def _fingerprint(settings: ClientSettings, config: RunConfig) -> str:
-    """Names the version of the files: a changed file or setting makes a new one, a moved file does not."""
+def _fingerprint(settings: ClientSettings, config: RunConfig, marks: Marks) -> str:
+    """Names the version of the files: a changed file, setting or mark makes a new one, a moved file does not."""
     stamps = []
     for name in (getattr(settings.data, each) for each in _FILES):
         path = settings.path(name)
@@ -173,6 +193,7 @@ def _fingerprint(settings: ClientSettings, config: RunConfig) -> str:
         dataclasses.asdict(settings.benchmark),
         settings.text_model,
         config.training.max_items_per_user,
+        *([marks.digest] if marks.digest else []),
     ]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
@@ -232,7 +253,9 @@ def _last_used(path: Path) -> int:
         return 0
 
 
-def _write(folder: Path, settings: ClientSettings, config: RunConfig, catalogue: Catalogue, progress: Progress | None) -> None:
+def _write(
+    folder: Path, settings: ClientSettings, config: RunConfig, catalogue: Catalogue, marks: Marks, progress: Progress | None
+) -> None:
     data = settings.data
     key = load_or_create_key(settings.at_home("keys") / "pseudonyms.key")
     result = read(
@@ -243,13 +266,14 @@ def _write(folder: Path, settings: ClientSettings, config: RunConfig, catalogue:
         time=cast(Literal["unix_s", "order"], data.time),
         unknown_items=cast(Literal["refuse", "drop"], data.unknown_items),
         max_items_per_user=config.training.max_items_per_user,
+        without=marks.users,
     )
     everyone = by_user(result.interactions)
     table = PseudonymTable(pseudonyms=everyone.pseudonyms, external_ids=result.external_ids)
     table.save(settings.at_home("keys") / "external_ids.parquet")
     columns = LinkColumns(user=data.user_column)
     links = read_links(settings.path(data.links), pseudonym_key=key, columns=columns) if data.links else None
-    linked = _linked(links, everyone.pseudonyms)
+    linked = _linked(links, everyone.pseudonyms, marks)
     roles = _roles(linked, len(everyone), settings)
     rows = np.flatnonzero(roles == TRAIN)
     training = everyone.select(roles == TRAIN)
@@ -286,12 +310,14 @@ def _encode(folder: Path, settings: ClientSettings, config: RunConfig, catalogue
     np.save(folder / "text.npy", encoder.encode(catalogue.texts, progress))
 
 
-def _linked(links: Links | None, pseudonyms: np.ndarray) -> dict[str, Linked]:
+def _linked(links: Links | None, pseudonyms: np.ndarray, marks: Marks) -> dict[str, Linked]:
+    """By partner, links of users who are there. A forgotten link stays out under whatever user id it comes back."""
     found: dict[str, Linked] = {}
     for partner in links.partners if links is not None else ():
         people = links.with_partner(partner)  # type: ignore[union-attr]  # there are no partners without links
         rows = locate(pseudonyms, people.pseudonyms)
-        found[partner] = Linked(rows=rows[rows >= 0], link_ids=np.array(people.link_ids, dtype=np.str_)[rows >= 0])
+        there = (rows >= 0) & ~marks.of_links(people.link_ids)
+        found[partner] = Linked(rows=rows[there], link_ids=np.array(people.link_ids, dtype=np.str_)[there])
     return found
 
 
@@ -312,11 +338,6 @@ def without_last(histories: Histories) -> Histories:
     keep[histories.offsets[1:][drop] - 1] = False
     offsets = np.concatenate([[0], np.cumsum(lengths - drop)]).astype(np.int64)
     return Histories(offsets=offsets, items=histories.items[keep], times=histories.times[keep], pseudonyms=histories.pseudonyms)
-
-
-def _write_space(folder: Path, space: InterestSpace, coordinates: np.ndarray) -> None:
-    np.save(folder / "coordinates.npy", coordinates)
-    np.savez(folder / "space.npz", allow_pickle=False, **space.to_arrays())
 
 
 def _open(folder: Path) -> PreparedDomain:

@@ -248,7 +248,7 @@ class Register:
         with self._errors():
             users = [row[0] for row in self._database.execute("SELECT mark FROM forgotten_users ORDER BY mark")]
             links = self._database.execute("SELECT mark FROM erased_links WHERE source = ? AND issued_until = ?", (EVERYONE, FOREVER))
-            return Marks.of(users, [row[0] for row in links], self._need_marker()) if users else Marks.nobody()
+            return Marks.of(users, [row[0] for row in links], self.marker) if users else Marks.nobody()
 
     def erased_out(self) -> dict[str, Issued]:
         """By target, the passports that went out and were erased since, as long as `drop_erased` has not been called."""
@@ -263,7 +263,9 @@ class Register:
             found = (self._database.execute(query, (mark, source, issued)).fetchone() is not None for mark in marks)
             return np.fromiter(found, dtype=bool, count=len(link_ids))
 
-    def _need_marker(self) -> Marker:
+    @property
+    def marker(self) -> Marker:
+        """What makes this register's marks; raises DataError where it was opened without a key."""
         if self._marker is None:
             raise DataError(
                 "the register holds marks, and the key they were made with is not at hand", do="Open it with the partner's key."
@@ -274,10 +276,10 @@ class Register:
         """Marks to compare with; empty ones where nothing was ever erased, so that nobody needs a key."""
         if database.execute("SELECT 1 FROM erased_links LIMIT 1").fetchone() is None:
             return [b""] * len(link_ids)
-        return self._need_marker().links(link_ids)
+        return self.marker.links(link_ids)
 
     def _mark_links(self, database: sqlite3.Connection, link_ids: Sequence[str], *, at: int, source: str) -> None:
-        marker = self._need_marker()
+        marker = self.marker
         database.execute("INSERT INTO marked_with VALUES (?) ON CONFLICT DO NOTHING", (marker.check,))
         database.executemany(
             "INSERT INTO erased_links VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET issued_until = max(issued_until, excluded.issued_until)",
@@ -288,7 +290,7 @@ class Register:
         rows = database.execute("SELECT target, link_id, issued, expires FROM passports_out ORDER BY target, link_id").fetchall()
         erased = dict(database.execute("SELECT mark, issued_until FROM erased_links WHERE source = ?", (EVERYONE,)))
         found: dict[str, list[tuple[str, int, int]]] = {}
-        marks = self._need_marker().links([row[1] for row in rows]) if rows and erased else [b""] * len(rows)
+        marks = self.marker.links([row[1] for row in rows]) if rows and erased else [b""] * len(rows)
         for (target, link_id, issued, expires), mark in zip(rows, marks, strict=True):
             if issued <= erased.get(mark, -1):
                 found.setdefault(target, []).append((link_id, issued, expires))

@@ -6,7 +6,6 @@ The partner's source files may still hold the rows of a forgotten user, so a mar
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import hmac
 import json
@@ -77,7 +76,7 @@ class Marks:
     def __len__(self) -> int:
         return len(self.users)
 
-    @functools.cached_property
+    @property
     def digest(self) -> str:
         """Names the state of the marks, for fingerprints; empty where nobody is left out."""
         if not len(self.users) and not self.links:

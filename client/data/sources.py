@@ -17,7 +17,7 @@ from shared.errors import ConfigError, DataError, InvalidInteraction
 
 from .catalogue import Catalogue
 from .interactions import Interactions, latest, time_order
-from .pseudonyms import pseudonym, sort_order
+from .pseudonyms import locate, pseudonym, sort_order
 from .tables import Column, check_distinct, numbered, read_table
 
 EARLIEST_S = 0
@@ -118,6 +118,7 @@ def read(
     rating_range: tuple[float, float] | None = None,
     max_items_per_user: int = 500,
     unknown_items: UnknownItems = "refuse",
+    without: np.ndarray | None = None,
 ) -> ReadResult:
     """Reads interactions; the suffix of the file decides the format (``.csv``, ``.parquet``, ``.jsonl``; text also ``.gz``).
 
@@ -130,6 +131,8 @@ def read(
         rating_range: lowest and highest rating, inclusive; None accepts every finite number.
         max_items_per_user: latest interactions that are kept of each user.
         unknown_items: ``refuse`` a file with items that the catalogue lacks, or ``drop`` and count those rows.
+        without: (m, 16) uint8 sorted pseudonyms of users who are left out as if the file did not hold them; nothing in the result says that
+            there are any. (Only the rows of the file, blank or of unknown items, are still counted.)
     Raises:
         DataError: the file cannot be read, a column is missing or of the wrong type, or no row is left.
         InvalidInteraction: rows are unusable; names the first of them, and the column.
@@ -157,6 +160,11 @@ def read(
     n_rows, names = len(frame), categories.to_series()  # taken while a column still holds the categories
     del frame, keep
     users, pseudonyms, external_ids = _pseudonymous(codes, names, pseudonym_key)
+    if without is not None and len(without):
+        rows, users, pseudonyms, external_ids = _left_out(users, pseudonyms, external_ids, without)
+        items, times, ratings = items[rows], times[rows], None if ratings is None else ratings[rows]
+        if len(users) == 0:
+            raise DataError(f"{path} holds no usable row", do="The file needs a header and at least one row.")
     rows, n_duplicates, truncated = _sorted_rows(users, items, times, len(pseudonyms), max_items_per_user)
     interactions = Interactions(
         users=users[rows], items=items[rows], times=times[rows], ratings=None if ratings is None else ratings[rows], pseudonyms=pseudonyms
@@ -263,6 +271,16 @@ def _pseudonymous(codes: np.ndarray, names: pl.Series, key: bytes) -> tuple[np.n
     place = np.zeros(seen[-1] + 1, dtype=np.int32)
     place[seen[order]] = np.arange(len(seen), dtype=np.int32)
     return place[codes], pseudonyms[order], external_ids.gather(order).alias("external_id")
+
+
+def _left_out(
+    users: np.ndarray, pseudonyms: np.ndarray, external_ids: pl.Series, without: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, pl.Series]:
+    """(n,) bool of rows that stay, and the users that stay, numbered anew."""
+    stays = locate(without, pseudonyms) < 0
+    place = (np.cumsum(stays) - 1).astype(np.int32)
+    rows = stays[users]
+    return rows, place[users[rows]], pseudonyms[stays], external_ids.filter(pl.Series(stays))
 
 
 def _sorted_rows(

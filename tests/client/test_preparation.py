@@ -15,17 +15,19 @@ import numpy as np
 import pytest
 
 from client.data.histories import Histories
+from client.data.pseudonyms import PseudonymTable
 from client.data.split import TRAIN, role
 from client.model.text_encoder import TextEncoder
 from client.passport_exchange import export, for_training, take_in
 from client.preparation import prepare, without_last
+from client.register import Register
 from client.settings import ClientSettings
 from shared.errors import DataError, StateError, StorageError
 from tests.client.partner_world import CONFIG, LINKED, SPLIT_SEED, World, link_id, people
 
 
 def versions(settings: ClientSettings) -> list[str]:
-    return sorted(path.name for path in settings.at_home("prepared").iterdir())
+    return sorted(path.name for path in settings.at_home("prepared").iterdir() if path.name != "spaces")
 
 
 def held_out() -> set[str]:
@@ -236,3 +238,71 @@ def test_without_a_benchmark_everybody_trains(world: World) -> None:
 def test_an_interest_space_that_was_never_sent_is_unknown(world: World) -> None:
     with pytest.raises(StateError, match="does not know the interest space"):
         prepare(world["books"], CONFIG).coordinates("0" * 16)
+
+
+def forgotten(settings: ClientSettings, *names: str) -> None:
+    with Register.of(settings) as register:
+        marker = register.marker
+        register.mark(marker.users(names), [link_id(name) for name in names], at=1)
+
+
+def test_a_forgotten_user_is_in_nothing_although_the_files_still_hold_the_rows(world: World) -> None:
+    settings, before = world["books"], prepare(world["books"], CONFIG)
+    forgotten(settings, "p003", "books-002")
+    after = prepare(settings, CONFIG)
+    names = PseudonymTable.open(settings.at_home("keys") / "external_ids.parquet").external(after.everyone.pseudonyms)
+
+    assert after.folder != before.folder
+    assert sorted(names) == sorted(set(people("books")) - {"p003", "books-002"})
+    assert len(after.everyone) == len(after.roles) == len(before.everyone) - 2
+    assert len(after.training) == len(after.training_rows) == int((after.roles == TRAIN).sum())
+    assert sorted(after.links["films"].link_ids.tolist()) == sorted(link_id(name) for name in people("books")[:LINKED] if name != "p003")
+    assert f"of {len(after.everyone):,} users" in after.said()[0]
+    for name, history in zip(names, range(len(names)), strict=True):  # and everybody else is who they were, with what they had
+        (old,) = np.flatnonzero((before.everyone.pseudonyms == after.everyone.pseudonyms[history]).all(axis=1))
+        mine, theirs = (h.items[h.offsets[u] : h.offsets[u + 1]] for h, u in ((after.everyone, history), (before.everyone, old)))
+        assert mine.tolist() == theirs.tolist(), name
+
+
+def test_the_link_of_a_forgotten_user_stays_out_under_another_user_id_too(world: World) -> None:
+    settings = world["books"]
+    forgotten(settings, "p003")
+    for name in ("interactions.csv", "links.csv"):
+        file = world.root / "books" / name
+        file.write_text(file.read_text().replace("p003,", "the-same-person,"))
+    prepared = prepare(settings, CONFIG)
+
+    assert len(prepared.everyone) == len(people("books"))
+    assert link_id("p003") not in prepared.links["films"].link_ids.tolist()
+
+
+def test_a_domain_of_which_everybody_was_forgotten_has_no_usable_row(world: World) -> None:
+    forgotten(world["books"], *people("books"))
+    with pytest.raises(DataError, match="no usable row"):
+        prepare(world["books"], CONFIG)
+
+
+def test_a_user_forgotten_while_the_files_are_read_does_not_get_in(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, file = world["books"], world.root / "books/interactions.csv"
+    file.write_text(file.read_text() + "late,b01,1600000000\n")
+    real, before = TextEncoder.encode, versions(settings)
+
+    def encode(self: TextEncoder, texts: list[str], progress: None = None) -> np.ndarray:
+        forgotten(settings, "p003")
+        return np.asarray(real(self, texts, progress))
+
+    monkeypatch.setattr(TextEncoder, "encode", encode)
+    with pytest.raises(DataError, match="changed while it was read"):
+        prepare(settings, CONFIG)
+    assert versions(settings) == before
+
+
+def test_the_interest_space_is_found_again_after_the_files_changed_within_a_run(world: World) -> None:
+    settings = world["books"]
+    before = prepare(settings, CONFIG).coordinates(world.space_version).copy()
+    forgotten(settings, "p003")
+    prepared = prepare(settings, CONFIG)
+
+    assert not (prepared.folder / world.space_version).exists()
+    np.testing.assert_array_equal(prepared.coordinates(world.space_version), before)
+    assert prepared.space(world.space_version).version == world.space_version
