@@ -37,20 +37,48 @@ def deliver(settings: ClientSettings, question: wire.Deliver) -> wire.Ok:
     Raises:
         StateError: nothing was trained here yet.
     """
+    CurrentRun(settings).check(question.run_id)
+    fit_and_keep(settings, question.arrays, round=question.round)
+    return wire.Ok()
+
+
+def fit_and_keep(settings: ClientSettings, layer: dict[str, np.ndarray], *, round: int) -> None:
+    """Fits the heads of the current run on the data as they are now, and makes them the serving state.
+
+    Args:
+        layer: the final transfer layer.
+        round: after which it came.
+    Raises:
+        StateError: nothing was trained here in the current run.
+    """
     run = CurrentRun(settings)
-    run.check(question.run_id)
     config, prepared = opened(settings)
     version = run.space_version()
-    trained = delivered_model(settings, config, question.arrays)
+    trained = delivered_model(settings, config, layer)
     domain = Domain(settings=settings, config=config, prepared=prepared, space_version=version)
     heads = {source: domain.fit_head(source, domain.transferred(trained, source)) for source in sorted(prepared.links)}
     heads[OWN] = domain.fit_own_head(trained)
     arrays = {f"head/{name}/{part}": array for name, head in heads.items() for part, array in head.to_arrays().items()}
     arrays |= {f"layer/{name}": array for name, array in trained.transfer.to_arrays().items()}
     ServingFolder(settings.at_home("serving")).replace(
-        ServingState(arrays=arrays, space_version=version, meta={"run_id": question.run_id, "round": question.round})
+        ServingState(arrays=arrays, space_version=version, meta={"run_id": run.run_id(), "round": round})
     )
-    return wire.Ok()
+
+
+def refit(settings: ClientSettings) -> bool:
+    """Fits the heads of the serving state again, on the data as they are now. Returns False where there is no serving state.
+
+    Raises:
+        StateError: it belongs to another run than the current one, whose model is no longer here.
+    """
+    serving = ServingFolder(settings.at_home("serving")).current()
+    if serving is None:
+        return False
+    if serving.meta.get("run_id") != CurrentRun(settings).run_id():
+        raise StateError("the serving state belongs to an earlier run", do="Let the run in hand come to its end: it fits the heads anew.")
+    layer = {name.removeprefix("layer/"): array for name, array in serving.arrays.items() if name.startswith("layer/")}
+    fit_and_keep(settings, layer, round=int(serving.meta["round"]))
+    return True
 
 
 def delivered_model(settings: ClientSettings, config: RunConfig, layer: dict[str, np.ndarray]) -> InterestModel:
