@@ -25,6 +25,7 @@ from .ledger_database import COLUMNS, INSERT, RESTORE, check_database, connect, 
 from .ledger_schema import FORMAT, NO_HASH, Event, event_from_row
 
 _ROWS_AT_A_TIME = 2000
+_ROWS_BACKWARDS = 50
 
 
 class LedgerFile:
@@ -167,6 +168,25 @@ class LedgerFile:
             yield event
         if seq == 0:
             raise EmptyLedger("the ledger has no genesis", do=RESTORE)
+
+    def newest_first(self) -> Iterator[Event]:
+        """Every event from the head that `load` found back to the first, each checked against the one after; costs only what is taken.
+
+        Raises:
+            LedgerBroken: at the first event that does not fit.
+        """
+        seq, digest = self.head_seq, self.head_hash
+        while seq > 0:
+            self._must_be_ours()
+            with plain_errors("reading it"):
+                query = f"SELECT {COLUMNS} FROM events WHERE seq <= ? ORDER BY seq DESC LIMIT {_ROWS_BACKWARDS}"
+                rows = self._connection.execute(query, (seq,)).fetchall()
+            for one in rows or [(None,) * 7]:
+                event = event_from_row(one, prev_seq=seq - 1, prev_hash=one[4])
+                if event.hash != digest:
+                    raise LedgerBroken(f"event {seq} of the ledger is not the one it was: it was changed while it was read", do=RESTORE)
+                yield event
+                seq, digest = seq - 1, event.prev_hash
 
     def _rows(self) -> Iterator[tuple[Any, ...]]:
         """Some at a time, so that a long ledger does not have to fit into memory."""

@@ -124,3 +124,7 @@ class LedgerReading:
     def events(self) -> Iterator[Event]:
         """Every event, read from disk and checked again."""
         return self._file.events()
+
+    def newest_first(self) -> Iterator[Event]:
+        """The same backwards: what stands near the head is found without reading the rest."""
+        return self._file.newest_first()
