@@ -201,7 +201,7 @@ def _check(kind: str, reply: wire.Reply, instruction: wire.Record, border: Borde
         raise Blocked("wrong-domain", "'domain' is not the name of this domain")
     if isinstance(reply, _OF_THE_CATALOGUE) and kind not in border.shares:
         raise Blocked("not-shared", "the partner did not agree to send this")
-    if isinstance(instruction, wire.RoundInstruction) and before is not None:
+    if isinstance(instruction, wire.RoundInstruction) and before is not None and isinstance(reply, (wire.Refused, wire.TransferUpdate)):
         after = border.ledger_lookup(instruction.run_id, instruction.round)
         if isinstance(reply, wire.Refused) and after.last_intent > before:  # a mark that a crash left behind stops more, never less
             raise Blocked("late-refusal", "after an intent there is only the update, or nothing")
@@ -220,9 +220,11 @@ def _check_update(update: wire.TransferUpdate, instruction: wire.RoundInstructio
         raise Blocked("wrong-payload", "the update is not what the ledger committed")
     if receipt.domain != border.domain:
         raise Blocked("wrong-domain", "'receipt.domain' is not the name of this domain")
-    for name in ("head_hash", "count_of_intents", "mechanism", "epsilon_spent"):
+    for name in ("head_hash", "count_of_intents", "mechanism", "epsilon_spent", "verify_key"):
         if getattr(receipt, name) != getattr(committed, name):
             raise Blocked("wrong-receipt", f"'receipt.{name}' is not what the ledger says")
+    if not receipt.holds():
+        raise Blocked("wrong-receipt", "'receipt.signature' is not one of this ledger's key over the receipt")
     return committed.head_hash
 
 

@@ -11,7 +11,9 @@ malformed       records, names, shapes, dtypes, ranges or finiteness are not tho
 stale           it belongs to another run, round or configuration
 digest          the digest of its arrays is not the one in its receipt
 domain          the receipt speaks for another domain than the node did at hello, or the node may not speak for it
-receipt         the ledger behind it did not go on from the last receipt
+signature       the receipt is not signed by the key it names
+key             that key is not the one of this domain: the agreed one, or the one that signed the last receipt
+receipt         the ledger behind it did not go on from the last receipt, of this run or an earlier one
 mechanism       the mechanism it was debited under is not the one of the run configuration
 ceiling         the ledger shows more epsilon than the partner agreed to
 norm            the transfer layer is larger than `aggregation.max_update_norm`
@@ -31,7 +33,8 @@ from shared import wire
 from shared.config import RunConfig
 from shared.errors import AdmissionRefused, LedgerError
 from shared.privacy.mechanism import Mechanism
-from shared.wire import Receipt, TransferUpdate
+from shared.privacy.receipts import SignedReceipt
+from shared.wire import TransferUpdate
 
 from .partners import Partners
 
@@ -86,26 +89,28 @@ class Admission:
         domain = self.partners.domain_of(message.metadata.src_node_id)
         if domain is None or update.receipt.domain != domain:
             raise Inadmissible("domain")
-        self._check_receipt(update.receipt, self.partners.receipts.get(domain))
+        self._check_receipt(update.receipt, domain)
         norm = math.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in update.arrays.values()))
         if norm > self.config.aggregation.max_update_norm:
             raise Inadmissible("norm")
         return update
 
-    def _check_receipt(self, receipt: Receipt, last: Receipt | None) -> None:
+    def _check_receipt(self, receipt: SignedReceipt, domain: str) -> None:
+        if not receipt.holds():
+            raise Inadmissible("signature")
+        key, last = self.partners.key_of(domain), self.partners.receipts.get(domain)
+        if key is not None and receipt.verify_key != key:
+            do = "Where the partner changed its key, write the new one into partners.toml."
+            raise Inadmissible("key", f"the receipt is signed by another key than that of its domain ({do})")
         if receipt.count_of_intents < 1:
             raise Inadmissible("receipt", "a reply without an intent")
-        if last is not None and (
-            receipt.count_of_intents <= last.count_of_intents
-            or receipt.head_hash == last.head_hash
-            or receipt.epsilon_spent < last.epsilon_spent
-        ):
+        if last is not None and not (receipt.goes_on_from(last) or receipt.repeats(last)):
             raise Inadmissible("receipt", "the ledger is older than its last receipt")
         self._check_mechanism(receipt)
         if receipt.epsilon_spent > self.partners.ceiling_of(receipt.domain):
             raise Inadmissible("ceiling")
 
-    def _check_mechanism(self, receipt: Receipt) -> None:
+    def _check_mechanism(self, receipt: SignedReceipt) -> None:
         try:
             mechanism = Mechanism.from_record(json.loads(receipt.mechanism))
         except LedgerError:

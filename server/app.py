@@ -1,8 +1,9 @@
 """The `ServerApp`: the coordinator as Flower runs it.
 
-In a deployment ``run`` in Flower's run configuration names a TOML file on this host; beside it may lie ``partners.toml`` (who is enrolled,
-see `server.partners`). The run folder is the optional key ``run-folder``, by default ``runs/NAME`` beside the TOML file. Where that folder
-holds an unfinished run of the same configuration it is resumed, so after a crash the same command goes on.
+In a deployment ``run`` in Flower's run configuration names a TOML file on this host. Beside it may lie ``partners.toml`` (who is enrolled,
+see `server.partners`), and beside it ``receipts.json`` keeps the last receipt of every domain from run to run. The run folder is the
+optional key ``run-folder``, by default ``runs/NAME`` beside the TOML file. Where that folder holds an unfinished run of the same
+configuration it is resumed, so after a crash the same command goes on.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def run_federation(grid: Grid, config: RunConfig, folder: Path, *, resume: bool 
         folder: of the run; it must exist.
         resume: go on from the newest checkpoint in it.
         how: ``start`` (a `Checkpoint` of another run, for controls), and the further fields of `Coordinator`: ``partners``,
-            ``expected_clients``, ``progress``, ``before_rounds``, ``text_dimension``.
+            ``expected_clients``, ``progress``, ``before_rounds``, ``text_dimension``, ``receipts``.
     """
     from .schedule import solved
     from .strategy import Coordinator
@@ -84,6 +85,7 @@ def main(grid: Grid, context: Context) -> None:
     from .checkpoints import Checkpoints, replace_file
     from .partners import Partners
     from .privacy_overview import overview
+    from .receipts import RECEIPTS_FILE
 
     source = _source(str(context.run_config.get("run", "")))
     config = RunConfig.from_toml(_read(source))
@@ -93,7 +95,7 @@ def main(grid: Grid, context: Context) -> None:
     enrolled = source.with_name("partners.toml")
     partners = Partners.from_toml(_read(enrolled)) if enrolled.is_file() else Partners()
     resume = bool(Checkpoints(folder / "transfer_layer").rounds())
-    outcome = run_federation(grid, config, folder, resume=resume, partners=partners)
+    outcome = run_federation(grid, config, folder, resume=resume, partners=partners, receipts=source.with_name(RECEIPTS_FILE))
     spent = overview(outcome.receipts, config.privacy.delta)
     replace_file(folder / "privacy_overview.json", (json.dumps(spent.to_json(), indent=1) + "\n").encode())
 

@@ -13,7 +13,6 @@ power cut turn the two renames around, the manifest's digest of the arrays tells
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -31,9 +30,10 @@ from shared.config import RunConfig
 from shared.errors import FederationError, IsthmusError, StorageError
 from shared.flushing import flush
 from shared.interest_space import InterestSpace
-from shared.wire import Receipt, layer_sha256
+from shared.privacy.receipts import SignedReceipt
+from shared.wire import layer_sha256
 
-SCHEMA = 1
+SCHEMA = 2
 _MANIFEST = re.compile(r"round-(\d{4,})\.json")
 
 
@@ -55,7 +55,7 @@ class Checkpoint:
     layer: dict[str, np.ndarray]
     descriptors: dict[str, np.ndarray] = field(default_factory=dict)
     strategy: dict[str, np.ndarray] = field(default_factory=dict)
-    receipts: dict[str, Receipt] = field(default_factory=dict)
+    receipts: dict[str, SignedReceipt] = field(default_factory=dict)
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -112,7 +112,7 @@ class Checkpoints:
             "config": checkpoint.config.to_toml(),
             "space_version": checkpoint.space.version,
             "layer_sha256": layer_sha256(checkpoint.layer),
-            "receipts": {domain: dataclasses.asdict(receipt) for domain, receipt in sorted(checkpoint.receipts.items())},
+            "receipts": {domain: receipt.to_record() for domain, receipt in sorted(checkpoint.receipts.items())},
             "arrays_bytes": len(data),
             "arrays_sha256": hashlib.sha256(data).hexdigest(),
         }
@@ -188,7 +188,7 @@ def _checkpoint(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -
         layer=groups["layer"],
         descriptors=groups["descriptor"],
         strategy=groups["strategy"],
-        receipts={domain: Receipt(**values) for domain, values in manifest["receipts"].items()},
+        receipts={domain: SignedReceipt.from_record(values) for domain, values in manifest["receipts"].items()},
     )
 
 

@@ -1,4 +1,4 @@
-"""Who is enrolled: which node speaks for which domain, the ceiling agreed with each, and the last receipt of each."""
+"""Who is enrolled: which node speaks for which domain, the ceiling and the key agreed with each, and the last receipt of each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 
 from shared.config import build, setting
 from shared.errors import AdmissionRefused, ConfigError
-from shared.wire import DOMAIN, Receipt
+from shared.privacy.receipts import SignedReceipt
+from shared.privacy.signing import is_verify_key
+from shared.wire import DOMAIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,14 +20,24 @@ class Agreement:
     """What the coordinator and one partner agreed on."""
 
     ceiling_epsilon: float = setting(math.inf, "largest epsilon that this domain's ledger may show", low=0.0)
+    verify_key: str = setting("", "public key of its receipts, in hex; empty: the key of the first receipt that was kept")
+
+    def __post_init__(self) -> None:
+        if self.verify_key and not is_verify_key(self.verify_key):
+            raise ConfigError("'verify_key' is not a public key of 64 small hex digits", do="Copy it from the partner's public keys.")
 
 
 @dataclass(slots=True, kw_only=True)
 class Partners:
-    """The register of one run. Without agreements anybody may take part and no ceiling is checked (simulations)."""
+    """The register of one run. Without agreements anybody may take part and no ceiling is checked (simulations).
+
+    Args:
+        agreements: by domain; None where enrolment is open.
+        receipts: the last one of each domain, from this run or an earlier one.
+    """
 
     agreements: Mapping[str, Agreement] | None = None
-    receipts: dict[str, Receipt] = field(default_factory=dict)
+    receipts: dict[str, SignedReceipt] = field(default_factory=dict)
     _domains: dict[int, str] = field(default_factory=dict)
 
     @classmethod
@@ -66,6 +78,12 @@ class Partners:
 
     def ceiling_of(self, domain: str) -> float:
         return math.inf if self.agreements is None else self.agreements[domain].ceiling_epsilon
+
+    def key_of(self, domain: str) -> str | None:
+        """The key that has to sign the receipts of a domain: the agreed one, else that of its last receipt; None before there is any."""
+        agreed = "" if self.agreements is None else self.agreements[domain].verify_key
+        last = self.receipts.get(domain)
+        return agreed or (None if last is None else last.verify_key)
 
     def pin(self, node: int, domain: str, connected: Iterable[int]) -> None:
         """Remembers that this node speaks for this domain, for the rest of the run.

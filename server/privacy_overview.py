@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shared.privacy.mechanism import Mechanism
-from shared.wire import Receipt
+from shared.privacy.receipts import SignedReceipt
 
 TOLERANCE = 0.02  # of epsilon, or 1 %: the same that the accountants grant one another
 
@@ -56,13 +56,13 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def spent_events(receipt: Receipt) -> list[Mechanism]:
+def spent_events(receipt: SignedReceipt) -> list[Mechanism]:
     """What the receipt says was done, as if every intent of the ledger had been this round's mechanism."""
     mechanism = Mechanism.from_record(json.loads(receipt.mechanism))
     return [mechanism.for_steps(mechanism.steps * receipt.count_of_intents)]
 
 
-def overview(receipts: Mapping[str, Receipt], delta: float) -> PrivacyOverview:
+def overview(receipts: Mapping[str, SignedReceipt], delta: float) -> PrivacyOverview:
     """Spending by domain, and for a person in k = 1..K domains.
 
     Args:

@@ -3,7 +3,7 @@
 ::
 
     hello -> moments -> centroids -> descriptor -> checkpoint 0 -> [passports, out of band]
-          -> train -> admission -> average -> line in rounds.jsonl -> checkpoint r          (R times)
+          -> train -> admission -> average -> line in rounds.jsonl -> checkpoint r -> receipts kept     (R times)
           -> deliver
 
 Waiting is bounded everywhere. A bad reply is dropped and written down by code. A round that got too few good replies is repeated a bounded
@@ -31,13 +31,15 @@ from shared import wire
 from shared.config import RunConfig
 from shared.errors import AdmissionRefused, FederationError, RunFolderError
 from shared.interest_space import InterestSpace, Moments
-from shared.wire import Receipt, TransferUpdate
+from shared.wire import TransferUpdate
 
 from .admission import NO_REPLY, Admission, Inadmissible
 from .aggregation import average, make_strategy, restore_strategy, strategy_state
 from .checkpoints import Checkpoint, Checkpoints, replace_file
 from .messenger import Messenger, Traffic
+from .outcome import Outcome
 from .partners import Partners
+from .receipts import RECEIPTS_FILE, ReceiptsFile, newest
 from .round_log import RoundLog, RoundReport
 
 LOG = logging.getLogger("isthmus.server")
@@ -64,37 +66,6 @@ class TooFewClients(FederationError):
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Outcome:
-    """What a run leaves with the coordinator. ``not_delivered`` names domains that did not confirm the final layer."""
-
-    run_id: str
-    round: int
-    space: InterestSpace
-    layer: dict[str, np.ndarray]
-    domains: tuple[str, ...]
-    receipts: dict[str, Receipt]
-    not_delivered: tuple[tuple[str, str], ...]
-    traffic: dict[str, Traffic]
-
-    @property
-    def delivered(self) -> list[str]:
-        """Domains that took part to the end and hold the final layer."""
-        missing = {domain for domain, _ in self.not_delivered}
-        return [domain for domain in self.domains if domain not in missing]
-
-    def to_json(self) -> dict[str, object]:
-        return {
-            "run_id": self.run_id,
-            "rounds": self.round,
-            "space_version": self.space.version,
-            "layer_sha256": wire.layer_sha256(self.layer),
-            "domains": list(self.domains),
-            "not_delivered": [{"domain": domain, "code": code} for domain, code in self.not_delivered],
-            "bytes": {domain: traffic.to_json() for domain, traffic in sorted(self.traffic.items())},
-        }
-
-
 def _silent(stage: str, done: int, total: int) -> None:
     del stage, done, total
 
@@ -112,6 +83,7 @@ class Coordinator:
         folder: of the run; ``transfer_layer/``, ``rounds.jsonl`` and ``federation.json`` are written there.
         expected_clients: how many to wait for; by default all who are enrolled, or ``aggregation.min_clients``.
         before_rounds: called once with checkpoint 0, after the space is fixed and before round 1: the time for passports.
+        receipts: the file of last receipts, which outlives the run; by default ``receipts.json`` in its folder.
     """
 
     grid: Grid
@@ -122,6 +94,7 @@ class Coordinator:
     progress: Progress = _silent
     before_rounds: Callable[[Checkpoint], None] = _nothing
     text_dimension: int = wire.TEXT_DIMENSION
+    receipts: Path | None = None
     _run_id: str = ""
     _met: set[int] = field(default_factory=set)
     _admission: Admission = field(init=False)
@@ -140,7 +113,9 @@ class Coordinator:
         """
         self._messenger = Messenger(self.grid, self.config.aggregation.round_timeout_s)
         checkpoints = Checkpoints(self.folder / "transfer_layer")
+        kept = ReceiptsFile(self.receipts or self.folder / RECEIPTS_FILE)
         checkpoint = self._opening(checkpoints, resume, start)
+        self._remember(kept, checkpoint)
         self._run_id = checkpoint.run_id if checkpoint else self._named()
         self._admission = Admission(config=self.config, run_id=self._run_id, partners=self.partners, text_dimension=self.text_dimension)
         self._assemble()
@@ -152,7 +127,7 @@ class Coordinator:
         self._note_traffic()
         if checkpoint.round == 0:
             self.before_rounds(checkpoint)
-        checkpoint = self._rounds(checkpoint, checkpoints)
+        checkpoint = self._rounds(checkpoint, checkpoints, kept)
         return self._deliver(checkpoint)
 
     # --- opening ---------------------------------------------------------------------------------------------------------------
@@ -171,9 +146,15 @@ class Coordinator:
             raise FederationError(
                 "the configuration is not the one this run began with", do="Resume with the run folder's own config.toml, or start anew."
             )
-        self.partners.receipts = dict(checkpoint.receipts)
         RoundLog(self.folder / "rounds.jsonl").keep_until(checkpoint.round)
         return checkpoint
+
+    def _remember(self, kept: ReceiptsFile, checkpoint: Checkpoint | None) -> None:
+        """The last receipt of each domain. The file is written after the checkpoint, so after a crash either may be ahead."""
+        of_this_run = checkpoint.receipts.values() if checkpoint else ()
+        self.partners.receipts = newest((*kept.load().values(), *self.partners.receipts.values(), *of_this_run))
+        if of_this_run:
+            kept.keep(self.partners.receipts)
 
     def _named(self) -> str:
         """The name of a run without a checkpoint: a new one, or the one under which ledgers may hold a reservation since a crash."""
@@ -258,7 +239,7 @@ class Coordinator:
 
     # --- rounds ----------------------------------------------------------------------------------------------------------------
 
-    def _rounds(self, checkpoint: Checkpoint, checkpoints: Checkpoints) -> Checkpoint:
+    def _rounds(self, checkpoint: Checkpoint, checkpoints: Checkpoints, kept: ReceiptsFile) -> Checkpoint:
         strategy = make_strategy(self.config.aggregation)
         restore_strategy(strategy, checkpoint.strategy, checkpoint.layer)
         log = RoundLog(self.folder / "rounds.jsonl")
@@ -267,7 +248,9 @@ class Coordinator:
             started = time.perf_counter()
             updates, refused, attempts = self._collect(number, checkpoint)
             layer = average(strategy, number, checkpoint.layer, list(updates.values()))
-            self.partners.receipts |= {domain: update.receipt for domain, update in updates.items()}
+            fresh = {domain: update.receipt for domain, update in updates.items()}
+            receipts = checkpoint.receipts | fresh
+            self.partners.receipts |= fresh
             checkpoint = Checkpoint(
                 run_id=self._run_id,
                 round=number,
@@ -276,7 +259,7 @@ class Coordinator:
                 layer=layer,
                 descriptors=checkpoint.descriptors,
                 strategy=strategy_state(strategy),
-                receipts=dict(self.partners.receipts),
+                receipts=receipts,
             )
             log.append(
                 RoundReport(
@@ -285,26 +268,25 @@ class Coordinator:
                     replies=tuple(sorted(updates)),
                     refused=tuple(refused),
                     attempts=attempts,
-                    epsilon={domain: receipt.epsilon_spent for domain, receipt in self.partners.receipts.items()},
+                    epsilon={domain: receipt.epsilon_spent for domain, receipt in receipts.items()},
                     traffic=self._note_traffic(),
                 )
             )
             checkpoints.save(checkpoint)
+            kept.keep(self.partners.receipts)
             self.progress("train", number, rounds)
         return checkpoint
 
     def _collect(self, number: int, checkpoint: Checkpoint) -> tuple[dict[str, TransferUpdate], list[tuple[str, str]], int]:
         """Replies of one round that count, those that do not, and the number of attempts."""
-        instruction = wire.RoundInstruction(
-            run_id=self._run_id, round=number, config_hash=self.config.config_hash, arrays=checkpoint.layer
-        ).pack()
         good: dict[str, TransferUpdate] = {}
         refused: list[tuple[str, str]] = []
         least = self.config.aggregation.min_clients
         for attempt in range(1, ATTEMPTS + 1):
             self._welcome_newcomers(checkpoint.space, wait=attempt > 1)
             missing = [node for node in self.partners.nodes if self._name(node) not in good]
-            replies = self._messenger.ask(wire.TRAIN, dict.fromkeys(missing, instruction), str(number))
+            instructions = {node: self._instruction(number, checkpoint, self._name(node)).pack() for node in missing}
+            replies = self._messenger.ask(wire.TRAIN, instructions, str(number))
             for node in missing:
                 try:
                     good[self._name(node)] = self._admit(replies.get(node), number)
@@ -316,6 +298,16 @@ class Coordinator:
             if len(good) >= least:
                 return dict(sorted(good.items())), refused, attempt
         raise TooFewClients(f"round {number}", len(good), least, refused)
+
+    def _instruction(self, number: int, checkpoint: Checkpoint, domain: str) -> wire.RoundInstruction:
+        last = self.partners.receipts.get(domain)
+        return wire.RoundInstruction(
+            run_id=self._run_id,
+            round=number,
+            config_hash=self.config.config_hash,
+            arrays=checkpoint.layer,
+            last_receipt="" if last is None else last.to_json(),
+        )
 
     def _admit(self, reply: Message | None, number: int) -> TransferUpdate:
         if reply is None:
@@ -347,7 +339,7 @@ class Coordinator:
             space=checkpoint.space,
             layer=checkpoint.layer,
             domains=tuple(domains),
-            receipts=dict(self.partners.receipts),
+            receipts=checkpoint.receipts,
             not_delivered=failed,
             traffic=dict(self._traffic),
         )

@@ -12,7 +12,7 @@ query.hello         Hello               HelloReply                       domain,
 query.moments       MomentsQuery        MomentsReply | Declined          moments of the public catalogue
 query.centroids     CentroidsQuery      CentroidsReply | Declined        centroids of the public catalogue
 query.descriptor    DescriptorQuery     DescriptorReply | Declined       mean coordinate of the public catalogue
-train               RoundInstruction    TransferUpdate                   shared arrays, constant weight, receipt
+train               RoundInstruction    TransferUpdate                   shared arrays, constant weight, signed receipt
 query.deliver       Deliver             Ok                               nothing
 (any)                                   Unavailable, Refused             one fixed status record
 ==================  ==================  ===============================  ==============================================
@@ -29,12 +29,14 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from shared.config import PROTOCOL, RunConfig
 from shared.errors import REFUSAL_CODES
+from shared.privacy.receipts import SignedReceipt as Receipt
+from shared.privacy.receipts import is_receipt_text
 from shared.wire_arrays import ArraySpec, Malformed, check_array, check_names, layer_sha256, payload_sha256
 from shared.wire_record import ARRAYS_KEY, FIELDS_KEY, Record, config_record, read_fields
-from shared.wire_rules import DIGEST, DOMAIN, ROUND, RUN_ID, SHA256, Rule, canonical_json, epsilon, exactly, flat_json, toml, whole
+from shared.wire_rules import DIGEST, DOMAIN, ROUND, RUN_ID, SHA256, Rule, canonical_json, exactly, toml, whole
 
 # The rest of the house reads these names from here.
-__all__ = ["ArraySpec", "Malformed", "Record", "canonical_json", "layer_sha256", "payload_sha256"]
+__all__ = ["DOMAIN", "ArraySpec", "Malformed", "Receipt", "Record", "canonical_json", "layer_sha256", "payload_sha256"]
 
 HELLO = "query.hello"
 MOMENTS = "query.moments"
@@ -130,44 +132,31 @@ class DescriptorReply(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RoundInstruction(Record):
-    """One round's work: train from these shared arrays. ``round`` counts from 1 and is absolute, also after a resume."""
+    """One round's work: train from these shared arrays. ``round`` counts from 1 and is absolute, also after a resume.
 
-    RULES: ClassVar[Mapping[str, Rule]] = {"run_id": RUN_ID, "round": ROUND, "config_hash": SHA256}
+    ``last_receipt`` is the text of the last receipt that the coordinator holds from this domain, in this run or an earlier one; empty where
+    it holds none. A client whose ledger does not hold that event stops.
+    """
+
+    RULES: ClassVar[Mapping[str, Rule]] = {
+        "run_id": RUN_ID,
+        "round": ROUND,
+        "config_hash": SHA256,
+        "last_receipt": lambda value: type(value) is str and (not value or is_receipt_text(value)),
+    }
     OPEN_ARRAYS: ClassVar[str] = "arrays"
     run_id: str
     round: int
     config_hash: str
     arrays: dict[str, np.ndarray]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
-    """What a domain's ledger says after a round: the public schedule, never data.
-
-    ``mechanism`` is `canonical_json` of the mechanism's record.
-    """
-
-    RULES: ClassVar[Mapping[str, Rule]] = {
-        "domain": DOMAIN,
-        "count_of_intents": whole(0, 2**53),
-        "head_hash": SHA256,
-        "payload_sha256": SHA256,
-        "mechanism": flat_json,
-        "epsilon_spent": epsilon,
-    }
-    domain: str
-    count_of_intents: int
-    head_hash: str
-    payload_sha256: str
-    mechanism: str
-    epsilon_spent: float
+    last_receipt: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TransferUpdate(Record):
-    """A client's answer to a round: the shared arrays after it, the constant weight, and the receipt."""
+    """A client's answer to a round: the shared arrays after it, the constant weight, and the signed receipt."""
 
-    RULES: ClassVar[Mapping[str, Rule]] = RoundInstruction.RULES
+    RULES: ClassVar[Mapping[str, Rule]] = {"run_id": RUN_ID, "round": ROUND, "config_hash": SHA256}
     OPEN_ARRAYS: ClassVar[str] = "arrays"
     run_id: str
     round: int

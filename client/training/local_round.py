@@ -2,10 +2,11 @@
 
 The order is what makes the record true, whenever the power goes out:
 
+0. the coordinator's last receipt of this domain is found in the ledger, or nothing happens: no data are opened, nothing is booked,
 1. the `intent` is on disk before the first private gradient,
 2. the new state, which holds the arrays of the reply and the key of the message, replaces the old one in one rename,
 3. the `commit` records the digest of those arrays,
-4. the receipt is read off the ledger.
+4. the receipt is read off the ledger and signed.
 
 A message whose key is in the state is answered from there and never computed again; if its commit is missing, it is written then. An
 attempt that was lost between 1 and 2 starts again from the previous state with a new intent, and is paid twice.
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 
 from client.data.histories import Histories
-from client.ledger_lookup import find_round
+from client.ledger_lookup import check_last_receipt, find_round
 from client.model.objective import InterestModel
 from client.state import RoundKey, State, StateFolder
 from shared.config import RunConfig
@@ -119,18 +120,21 @@ def run(
         domain: name of this domain.
         state_folder: training state of this domain.
         ledger_path: ledger of this domain.
-        signer: the partner's key, which signs what is written there.
+        signer: the partner's key, which signs what is written there, and the receipt.
         bundle_digest, code_version: written into the intent.
         on_step: called after each step, for progress.
     Raises:
         StateError: the instruction belongs to another run configuration, or the state to another interest space.
         BudgetExhausted: the schedule, reserve included, is used up.
+        RolledBack: the ledger is older than the receipt in the instruction.
+        ForeignReceipts: that receipt is not this partner's.
     """
     if instruction.config_hash != config.config_hash:
         raise StateError("the instruction belongs to another run configuration than 'hello' brought")
     key = RoundKey(run_id=instruction.run_id, round=instruction.round, layer_sha256=layer_sha256(instruction.arrays))
     mechanism = round_mechanism(config)
     with Ledger.open(ledger_path, signer=signer) as ledger:
+        check_last_receipt(ledger, instruction.last_receipt)
         state = state_folder.current()
         if state is None or state.key != key:
             opened = data()  # before the intent: a file that cannot be read costs nothing
@@ -148,27 +152,20 @@ def run(
         digest = payload_sha256(instruction.run_id, instruction.round, config.config_hash, arrays)
         if ledger.committed(instruction.run_id, instruction.round) != digest:
             ledger.commit(run_id=instruction.run_id, round=instruction.round, attempt=int(state.meta["attempt"]), payload_sha256=digest)
-        receipt = _receipt(ledger, domain, instruction, digest)
+        receipt = _receipt(ledger, domain, signer, instruction, digest)
     return TransferUpdate(
         run_id=instruction.run_id, round=instruction.round, config_hash=config.config_hash, arrays=arrays, receipt=receipt
     )
 
 
-def _receipt(ledger: Ledger, domain: str, instruction: RoundInstruction, digest: str) -> Receipt:
+def _receipt(ledger: Ledger, domain: str, signer: Signer, instruction: RoundInstruction, digest: str) -> Receipt:
     """The ledger right after the commit, also where the reply is sent again later."""
     committed = find_round(ledger, instruction.run_id, instruction.round).committed
     if committed is None or committed.payload_sha256 != digest:
         raise StateError(
             "the ledger committed other bytes for this round than the training state holds", do="Restore the state, or end the run."
         )
-    return Receipt(
-        domain=domain,
-        count_of_intents=committed.count_of_intents,
-        head_hash=committed.head_hash,
-        payload_sha256=digest,
-        mechanism=committed.mechanism,
-        epsilon_spent=committed.epsilon_spent,
-    )
+    return committed.receipt(domain, signer)
 
 
 def _train(

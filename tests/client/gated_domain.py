@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class Domain:
                 ledger.commit(run_id=RUN, round=ROUND, attempt=attempt, payload_sha256=update.digest())
         committed = round_record(self.ledger, RUN, ROUND).committed
         assert committed is not None
-        return update.with_receipt(wire.Receipt(domain="arts", **{f.name: getattr(committed, f.name) for f in fields(committed)}))
+        return update.with_receipt(committed.receipt("arts", KEYS))
 
     @property
     def commit_hash(self) -> str:
@@ -89,9 +89,8 @@ class Domain:
 
 def update(**changes: Any) -> wire.TransferUpdate:
     arrays = {name: array + 0.5 for name, array in initial_arrays(CONFIG.model, 1).items()}
-    receipt = wire.Receipt(
-        domain="arts", count_of_intents=1, head_hash="c" * 64, payload_sha256="0" * 64, mechanism='{"kind":"none"}', epsilon_spent=1.5
-    )
+    said = {"count_of_intents": 1, "head_hash": "c" * 64, "payload_sha256": "0" * 64, "mechanism": '{"kind":"none"}', "epsilon_spent": 1.5}
+    receipt = wire.Receipt.signed(KEYS, domain="arts", **said)
     values: dict[str, Any] = {"run_id": RUN, "round": ROUND, "config_hash": CONFIG.config_hash, "arrays": arrays, "receipt": receipt}
     return wire.TransferUpdate(**{**values, **changes})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,10 @@ from server.admission import Admission, Inadmissible
 from server.partners import Agreement, Partners
 from shared import wire
 from shared.errors import AdmissionRefused, ConfigError
+from shared.privacy.receipts import SignedReceipt
+from shared.privacy.signing import Signer, SigningPair
 from shared.transfer_layer import initial_arrays
-from tests.server.tiny_clients import small_config, trained
+from tests.server.tiny_clients import KEYS, small_config, trained
 
 CONFIG = small_config()
 NODE = 7
@@ -44,8 +47,12 @@ def message(content: RecordDict | None = None, *, node: int = NODE, kind: str = 
     return make_message(metadata, content=content, error=error)
 
 
-def admission(ceiling: float = math.inf, last: wire.Receipt | None = None) -> Admission:
-    partners = Partners(agreements={"arts": Agreement(ceiling_epsilon=ceiling)}, receipts={"arts": last} if last else {})
+STRANGER = SigningPair(b"s" * 32)
+
+
+def admission(ceiling: float = math.inf, last: wire.Receipt | None = None, verify_key: str = "") -> Admission:
+    agreed = Agreement(ceiling_epsilon=ceiling, verify_key=verify_key)
+    partners = Partners(agreements={"arts": agreed}, receipts={"arts": last} if last else {})
     partners.pin(NODE, "arts", [NODE])
     return Admission(config=CONFIG, run_id=RUN, partners=partners, text_dimension=12)
 
@@ -65,7 +72,20 @@ def _with(**changes: object) -> Callable[[wire.TransferUpdate], wire.TransferUpd
     return lambda update: dataclasses.replace(update, **changes)
 
 
+def said(receipt: SignedReceipt, signer: Signer = KEYS[0], **changes: object) -> SignedReceipt:
+    """The receipt with other values, signed anew."""
+    values = {field.name: getattr(receipt, field.name) for field in dataclasses.fields(receipt)} | changes
+    del values["verify_key"], values["signature"]
+    return SignedReceipt.signed(signer, **values)
+
+
 def _receipt(**changes: object) -> Callable[[wire.TransferUpdate], wire.TransferUpdate]:
+    """What a partner could say that lies with its own key."""
+    return lambda update: update.with_receipt(said(update.receipt, **changes))
+
+
+def _unsigned(**changes: object) -> Callable[[wire.TransferUpdate], wire.TransferUpdate]:
+    """What somebody on the way could say, who has no key."""
     return lambda update: update.with_receipt(dataclasses.replace(update.receipt, **changes))
 
 
@@ -74,17 +94,15 @@ def _signed(change: Callable[[wire.TransferUpdate], wire.TransferUpdate]) -> Cal
 
     def lie(update: wire.TransferUpdate) -> wire.TransferUpdate:
         changed = change(update)
-        return changed.with_receipt(dataclasses.replace(changed.receipt, payload_sha256=changed.digest()))
+        return changed.with_receipt(said(changed.receipt, payload_sha256=changed.digest()))
 
     return lie
 
 
 def _mechanism(**changes: object) -> Callable[[wire.TransferUpdate], wire.TransferUpdate]:
     def lie(update: wire.TransferUpdate) -> wire.TransferUpdate:
-        import json
-
         record = json.loads(update.receipt.mechanism) | changes
-        return update.with_receipt(dataclasses.replace(update.receipt, mechanism=wire.canonical_json(record)))
+        return update.with_receipt(said(update.receipt, mechanism=wire.canonical_json(record)))
 
     return lie
 
@@ -110,6 +128,10 @@ LIES = {
     "a mechanism that protects nobody": (_mechanism(kind="none"), "mechanism"),
     "a mechanism nobody knows": (_mechanism(kind="laplace"), "mechanism"),
     "a mechanism with a foreign field": (_mechanism(user="4711"), "mechanism"),
+    "less epsilon than was signed": (_unsigned(epsilon_spent=0.05), "signature"),
+    "another head than was signed": (_unsigned(head_hash="d" * 64), "signature"),
+    "a signature over something else": (_unsigned(signature=KEYS[0].sign(b"something else").hex()), "signature"),
+    "the key of another partner over its own signature": (_unsigned(verify_key=KEYS[1].verify_key), "signature"),
 }
 
 
@@ -124,15 +146,39 @@ def test_a_replayed_receipt_is_dropped(tmp_path: Path) -> None:
     replayed = new.with_receipt(dataclasses.replace(old.receipt, payload_sha256=new.digest()))
     rules = admission(last=old.receipt)
     assert rules.admit(message(new.pack()), 2).receipt.count_of_intents == 2
-    assert code_of(rules, message(replayed.pack()), 2) == "receipt"
+    assert code_of(rules, message(replayed.pack()), 2) == "signature"
+    assert code_of(rules, message(new.with_receipt(old.receipt).pack()), 2) == "digest"
 
 
 def test_a_ledger_that_went_back_is_dropped(tmp_path: Path) -> None:
     old, new = update(tmp_path, 1), update(tmp_path, 2)
-    cheaper = new.with_receipt(dataclasses.replace(new.receipt, epsilon_spent=0.01))
-    same_head = new.with_receipt(dataclasses.replace(new.receipt, head_hash=old.receipt.head_hash))
-    assert code_of(admission(last=old.receipt), message(cheaper.pack()), 2) == "receipt"
-    assert code_of(admission(last=old.receipt), message(same_head.pack()), 2) == "receipt"
+    for lie in ({"epsilon_spent": 0.01}, {"head_hash": old.receipt.head_hash}, {"count_of_intents": 1}):
+        changed = new.with_receipt(said(new.receipt, **lie))
+        assert code_of(admission(last=old.receipt), message(changed.pack()), 2) == "receipt", lie
+
+
+def test_the_same_reply_sent_again_is_admitted_again(tmp_path: Path) -> None:
+    sent = update(tmp_path)
+    assert admission(last=sent.receipt).admit(message(sent.pack()), 1).receipt == sent.receipt
+    later = sent.with_receipt(said(sent.receipt, epsilon_spent=7.0))  # a release was booked in between
+    assert admission(last=sent.receipt).admit(message(later.pack()), 1).receipt.epsilon_spent == 7.0
+
+
+def test_a_receipt_under_another_key_than_that_of_the_last_one_is_dropped(tmp_path: Path) -> None:
+    old, new = update(tmp_path, 1), update(tmp_path, 2)
+    other = new.with_receipt(said(new.receipt, STRANGER))
+    assert other.receipt.holds()
+    assert code_of(admission(last=old.receipt), message(other.pack()), 2) == "key"
+    assert admission().admit(message(other.pack()), 2).receipt.verify_key == STRANGER.verify_key  # nobody knows the domain yet
+
+
+def test_the_agreed_key_decides_also_over_an_earlier_receipt(tmp_path: Path) -> None:
+    old, new = update(tmp_path, 1), update(tmp_path, 2)
+    changed = new.with_receipt(said(new.receipt, STRANGER))
+    rules = admission(last=old.receipt, verify_key=STRANGER.verify_key)  # the partner told the coordinator about its new key
+    assert rules.admit(message(changed.pack()), 2).receipt == changed.receipt
+    assert code_of(rules, message(new.pack()), 2) == "key"
+    assert code_of(admission(verify_key=KEYS[0].verify_key), message(changed.pack()), 2) == "key"
 
 
 def test_a_node_cannot_speak_for_a_domain_it_did_not_name_at_hello(tmp_path: Path) -> None:
@@ -191,6 +237,8 @@ def test_partners_are_read_from_toml_and_a_misspelt_key_is_named() -> None:
     assert (partners.expected, partners.ceiling_of("arts"), partners.ceiling_of("books")) == (2, 4.0, math.inf)
     with pytest.raises(ConfigError, match=r"arts\.ceiling"):
         Partners.from_toml("[arts]\nceiling = 4\n")
+    with pytest.raises(ConfigError, match="verify_key"):
+        Partners.from_toml('[arts]\nverify_key = "ABCD"\n')
     with pytest.raises(ConfigError, match="not a domain"):
         Partners.from_toml("arts = 4\n")
     with pytest.raises(ConfigError, match="not TOML"):

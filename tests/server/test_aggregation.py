@@ -9,6 +9,7 @@ from server.aggregation import average, make_strategy, restore_strategy, strateg
 from shared import wire
 from shared.config import AggregationConfig
 from shared.errors import StateError
+from tests.server.tiny_clients import KEYS
 
 NAMES = ("transfer.descriptor", "transfer.reader")
 DOMAINS = ("arts", "books", "cameras", "drums", "easels")
@@ -20,8 +21,8 @@ def layer(value: float) -> dict[str, np.ndarray]:
 
 def update(domain: str, value: float) -> wire.TransferUpdate:
     arrays = layer(value)
-    receipt = wire.Receipt(
-        domain=domain, count_of_intents=1, head_hash="0" * 64, payload_sha256="0" * 64, mechanism="{}", epsilon_spent=0.0
+    receipt = wire.Receipt.signed(
+        KEYS[0], domain=domain, count_of_intents=1, head_hash="0" * 64, payload_sha256="0" * 64, mechanism="{}", epsilon_spent=0.0
     )
     return wire.TransferUpdate(run_id="r", round=1, config_hash="0" * 64, arrays=arrays, receipt=receipt)
 

@@ -11,6 +11,7 @@ from flwr.app import Context, RecordDict
 from server import app as server_app
 from server.strategy import Coordinator
 from shared.errors import ConfigError
+from shared.privacy.receipts import read_receipts
 from simulations.in_process_grid import InProcessGrid
 from tests.server.tiny_clients import TEXT, small_config, tiny_app
 
@@ -36,6 +37,7 @@ def test_the_app_runs_what_its_one_key_names_and_resumes_by_the_same_command(tmp
     folder = tmp_path / "runs" / "tiny"
     assert len((folder / "rounds.jsonl").read_text().splitlines()) == 3
     assert json.loads((folder / "federation.json").read_text())["domains"] == ["arts", "books"]
+    assert sorted(read_receipts(tmp_path / "receipts.json")) == ["arts", "books"]  # outside the run: the next one goes on from them
     assert sorted(json.loads((folder / "privacy_overview.json").read_text())["domains"]) == ["arts", "books"]
 
 

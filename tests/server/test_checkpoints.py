@@ -14,13 +14,19 @@ import pytest
 from server.checkpoints import Checkpoint, Checkpoints
 from shared.errors import FederationError, StorageError
 from shared.interest_space import InterestSpace
+from shared.privacy.receipts import SignedReceipt
 from shared.transfer_layer import initial_arrays
-from shared.wire import Receipt
-from tests.server.tiny_clients import small_config
+from tests.server.tiny_clients import KEYS, small_config
 
 CONFIG = small_config()
-RECEIPT = Receipt(
-    domain="arts", count_of_intents=2, head_hash="1" * 64, payload_sha256="2" * 64, mechanism='{"a":1}', epsilon_spent=float("inf")
+RECEIPT = SignedReceipt.signed(
+    KEYS[0],
+    domain="arts",
+    count_of_intents=2,
+    head_hash="1" * 64,
+    payload_sha256="2" * 64,
+    mechanism='{"a":1}',
+    epsilon_spent=float("inf"),
 )
 
 
@@ -67,7 +73,7 @@ def _flip(path: Path) -> None:
 
 def _other_receipt(path: Path) -> None:
     manifest = json.loads(path.with_suffix(".json").read_text())
-    manifest["receipts"]["arts"]["epsilon_spent"] = 0.0
+    manifest["receipts"]["arts"]["epsilon_spent"] = (0.0).hex()
     path.with_suffix(".json").write_text(json.dumps(manifest))
 
 

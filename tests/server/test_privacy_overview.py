@@ -11,7 +11,7 @@ from server.schedule import solved
 from shared.errors import UnreachableBudget
 from shared.privacy.mechanism import Mechanism
 from shared.wire import Receipt, canonical_json
-from tests.server.tiny_clients import small_config
+from tests.server.tiny_clients import KEYS, small_config
 
 DELTA = 1e-5
 
@@ -19,7 +19,8 @@ DELTA = 1e-5
 def receipt(domain: str, epsilon: float, *, kind: str = "poisson_gaussian") -> Receipt:
     """20 rounds of 10 steps at q = .05, sigma = 1: epsilon 4.766."""
     mechanism = Mechanism(kind=kind, sampling_rate=0.05, noise_multiplier=1.0, clip_norm=1.0, grid=0.0, dimension=10, steps=10)
-    return Receipt(
+    return Receipt.signed(
+        KEYS[0],
         domain=domain,
         count_of_intents=20,
         head_hash="0" * 64,

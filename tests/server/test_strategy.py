@@ -20,9 +20,10 @@ from server.strategy import Outcome, TooFewClients
 from shared import wire
 from shared.config import RunConfig
 from shared.errors import FederationError, RunFolderError
+from shared.privacy.receipts import SignedReceipt
 from shared.transfer_layer import initial_arrays
 from simulations.in_process_grid import InProcessGrid
-from tests.server.tiny_clients import TEXT, Fault, honest, intents, small_config, tiny_app
+from tests.server.tiny_clients import KEYS, TEXT, Fault, honest, intents, small_config, tiny_app
 
 CONFIG = small_config()
 
@@ -124,8 +125,11 @@ def _unavailable(client: int, round: int, content: RecordDict) -> RecordDict:
 
 
 def _old(client: int, round: int, content: RecordDict) -> RecordDict:
-    content["receipt"]["count_of_intents"] = 1  # type: ignore[index]
-    return content
+    """The client signs the count of an older copy of its ledger."""
+    sent = wire.TransferUpdate.unpack(content)
+    record = sent.receipt.to_record() | {"count_of_intents": 1, "epsilon_spent": sent.receipt.epsilon_spent}
+    del record["verify_key"], record["signature"]
+    return sent.with_receipt(SignedReceipt.signed(KEYS[client], **record)).pack()
 
 
 READER = (2, 4)
@@ -138,6 +142,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "a wrong digest": (_set("receipt", "payload_sha256", "f" * 64), "digest"),
     "an unavailable client": (_unavailable, "unavailable"),
     "a client that raises": (_raise, "error"),
+    "a receipt that was changed on the way": (_set("receipt", "count_of_intents", 9), "signature"),
     "a replayed receipt": (_old, "receipt"),
 }
 

@@ -18,9 +18,12 @@ from shared import wire
 from shared.config import RunConfig
 from shared.interest_space import InterestSpace, Moments, centroids
 from shared.privacy.mechanism import Mechanism
+from shared.privacy.receipts import SignedReceipt
+from shared.privacy.signing import SigningPair
 
 TEXT = 12
 DOMAINS = ("arts", "books", "cameras", "drums")
+KEYS = tuple(SigningPair(bytes([client + 1]) * 32) for client in range(len(DOMAINS)))
 Fault = Callable[[int, int, RecordDict], RecordDict]
 """(client, round, honest content) -> content that is sent; round 0 stands for every other message."""
 
@@ -49,7 +52,7 @@ def catalogue(client: int) -> np.ndarray:
 
 
 def tiny_app(folder: Path, fault: Fault = honest, shares_catalogue: bool = True) -> ClientApp:
-    """The app. ``folder`` plays the clients' disks: hello's configuration, sent updates by idempotency key, and the count of intents."""
+    """The app. ``folder`` plays the clients' disks: hello's configuration, updates by idempotency key, count of intents, receipts shown."""
     app = ClientApp()
 
     def client_of(context: Context) -> int:
@@ -92,6 +95,8 @@ def tiny_app(folder: Path, fault: Fault = honest, shares_catalogue: bool = True)
     @app.train()
     def train(message: Message, context: Context) -> Message:
         client, question = client_of(context), wire.RoundInstruction.unpack(message.content)
+        with (folder / f"{client}.shown").open("a") as file:
+            file.write(question.last_receipt + "\n")
         return reply(message, client, trained(folder, client, question, config_of(client)).pack(), question.round)
 
     @app.query("deliver")
@@ -123,7 +128,8 @@ def trained(folder: Path, client: int, question: wire.RoundInstruction, config: 
         dimension=100,
         steps=privacy.steps_per_round,
     )
-    receipt = wire.Receipt(
+    receipt = SignedReceipt.signed(
+        KEYS[client],
         domain=DOMAINS[client],
         count_of_intents=count,
         head_hash=f"{count:064x}",
@@ -134,6 +140,11 @@ def trained(folder: Path, client: int, question: wire.RoundInstruction, config: 
     return wire.TransferUpdate(
         run_id=question.run_id, round=question.round, config_hash=question.config_hash, arrays=arrays, receipt=receipt
     )
+
+
+def shown(folder: Path, client: int) -> list[str]:
+    """The last receipts that came with the rounds, as texts."""
+    return (folder / f"{client}.shown").read_text().splitlines()
 
 
 def intents(folder: Path, client: int) -> int:

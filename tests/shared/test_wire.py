@@ -19,6 +19,7 @@ from hypothesis.extra import numpy as hnp
 from shared import wire
 from shared.config import RunConfig
 from shared.errors import REFUSAL_CODES
+from shared.privacy.signing import SigningPair
 from shared.transfer_layer import initial_arrays
 
 CONFIG = RunConfig.from_mapping({"model": {"dimension": 8, "rank": 2, "descriptor_dimension": 4, "prototypes": 3}})
@@ -36,7 +37,9 @@ def receipt(**changes: Any) -> wire.Receipt:
         "mechanism": wire.canonical_json({"kind": "poisson_gaussian", "steps": 10}),
         "epsilon_spent": 1.5,
     }
-    return wire.Receipt(**(values | changes))
+    key = SigningPair(b"k" * 32)
+    signed = wire.Receipt.signed(key, **values)
+    return replace(signed, **changes)
 
 
 def update(**changes: Any) -> wire.TransferUpdate:
