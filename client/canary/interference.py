@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client import delivery, queries, rounds
-from client.passport_exchange import own_keys
+from client.key_rotation import own_keys
 from client.settings import AgreedRanges, CeilingSettings, ClientSettings, DataSettings
 from client.state import StateFolder
 from client.training import local_round
