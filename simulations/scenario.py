@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from client.app import build_client_app
-from client.keys import Keys
 from client.evaluation import EvaluatedDomain, evaluated
+from client.keys import Keys
 from client.preparation import prepare
 from client.settings import ClientSettings
 from server.checkpoints import Checkpoints
+from server.receipts import RECEIPTS_FILE
 from server.strategy import Outcome, TooFewClients
 from shared.config import RunConfig
 from shared.errors import BudgetExhausted, IsthmusError, LedgerError, RunFolderError
@@ -204,7 +205,8 @@ def _federate(
 
     gate.addHandler(causes)
     try:
-        outcome = run(scenario.run, folder, engine, app, resume=begun, progress=heard, clients=len(settings))
+        receipts = _receipts(folder, settings)
+        outcome = run(scenario.run, folder, engine, app, resume=begun, progress=heard, clients=len(settings), receipts=receipts)
         if not outcome.delivered:
             raise TooFewClients("deliver", 0, 1, outcome.not_delivered)
         return outcome
@@ -214,6 +216,12 @@ def _federate(
         raise causes.first() or error from None
     finally:
         gate.removeHandler(causes)
+
+
+def _receipts(folder: RunFolder, settings: Sequence[ClientSettings]) -> Path:
+    """The coordinator's receipts outlive a run where the ledgers do: they lie beside them."""
+    (place,) = {one.ledger_path.parent for one in settings}
+    return (folder.path if place == folder.ledgers.absolute() else place) / RECEIPTS_FILE
 
 
 def _ledgers_are_free(settings: Sequence[ClientSettings]) -> None:
