@@ -126,7 +126,8 @@ def decide(budget: Budget, life: Life, mechanism: Mechanism, intents: int, *, wh
     taken = epsilon_of(before, budget, adaptive=adaptive, order=order)
     remaining = max(0.0, budget.ceiling_epsilon - taken) if filter_covers_first_plan(budget, life) else 0.0
     if not after <= budget.ceiling_epsilon or remaining == 0.0:
-        raise BudgetExhausted(what, requested=after - taken, remaining=remaining, ceiling=budget.ceiling_epsilon, delta=budget.delta)
+        more = max(0.0, after - taken)
+        raise BudgetExhausted(what, requested=more, remaining=remaining, ceiling=budget.ceiling_epsilon, delta=budget.delta)
     return Decision(permitted_intents=intents, decided_by=RDP_FILTER if adaptive else PLD, order=order, epsilon_reserved=after)
 
 

@@ -15,6 +15,7 @@ and erasures have a register of their own. See `ledger_schema` for the format an
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from .ledger_file import LedgerFile
 from .ledger_reading import LedgerReading
 from .ledger_schema import Event
 from .mechanism import Mechanism
-from .signing import Signer, key_message
+from .signing import Signer, holds, key_message
 
 
 def read_events(path: Path) -> list[Event]:
@@ -239,10 +240,16 @@ class Ledger(LedgerReading):
         """Permits more than the genesis did. Every later report says so; from here on the Renyi filter decides.
 
         Raises:
-            LedgerError: when it is not above the ceiling there is, or not finite.
+            LedgerError: when it is not above the ceiling there is, or not finite; or when it is below what the filter counts for all that
+                is spent and reserved: nothing could follow, and the life would look as if it had passed its ceiling.
         """
         if not self.ceiling_epsilon < ceiling_epsilon < math.inf:
             raise LedgerError("a ceiling can only be raised, to a finite epsilon")
+        life = self._book.life
+        counted = epsilon_of((*life.spent, *life.reserved), self._book.budget, adaptive=True, order=life.order)
+        if self.private and not counted <= ceiling_epsilon:
+            do = "Raise it further, or leave it: what is admitted needs no higher ceiling."
+            raise LedgerError(f"after a raise the Renyi filter decides, which counts {counted:.2f} as spent and reserved already", do=do)
         now = {"ceiling_epsilon": float(ceiling_epsilon).hex(), "previous_epsilon": self.ceiling_epsilon.hex()}
         self._append("ceiling", {**now, "epsilon_spent": self.epsilon_spent().hex(), "raised_by": raised_by, "why": why})
 
@@ -268,12 +275,12 @@ class Ledger(LedgerReading):
         if mechanism.kind == "none" and self.private:
             raise LedgerError("a step without noise cannot enter a private ledger", do="Choose a noise multiplier above 0.")
         try:
-            decision = decide(self._book.budget, self._book.life, mechanism, 1, what=f"a release ({purpose}) of domain '{self.domain}'")
+            life = dataclasses.replace(self._book.life, adaptive=True)  # it lies outside every plan, so the filter answers for it
+            decision = decide(self._book.budget, life, mechanism, 1, what=f"a release ({purpose}) of domain '{self.domain}'")
         except BudgetExhausted as refusal:
             self._refuse(refusal, {**asked, "run_id": release_id, "round": 0, "intents": 1, "why": "the release would pass the ceiling"})
             raise
         said = {"release_id": release_id, "purpose": purpose, **asked, "payload_sha256": None}
-        # by what follows it, a release makes the life adaptive, so the filter answers for it
         return self._append("release", {**said, "decided_by": decision.decided_by, "filter_order": _order(decision)})
 
     def rotate_key(self, new: Signer) -> None:
@@ -287,7 +294,10 @@ class Ledger(LedgerReading):
             raise LedgerError("the new key was in force before", do="Make a new key.")
         message = key_message(self.domain, old.verify_key, new.verify_key)
         keys = {"old_verify_key": old.verify_key, "new_verify_key": new.verify_key}
-        self._append("key", {**keys, "old_signature": old.sign(message).hex(), "new_signature": new.sign(message).hex()})
+        signed = {"old_signature": old.sign(message), "new_signature": new.sign(message)}
+        if not (holds(old.verify_key, message, signed["old_signature"]) and holds(new.verify_key, message, signed["new_signature"])):
+            raise LedgerError("a key signs nothing that its own public key confirms; nothing was written", do="Make a new key.")
+        self._append("key", {**keys, **{name: signature.hex() for name, signature in signed.items()}})
         self._signer = new
 
     def audited(self, *, tier: int, verdict: str, code_digest: str, code_version: str, summary: str, report_sha256: str) -> Event:
