@@ -37,9 +37,11 @@ def begin_after_loss(
 ) -> None:
     """Writes a ledger whose genesis counts a lost one as spent; see `Ledger.restart`."""
     budget = Budget.of(float(ceiling_epsilon), float(delta))
-    if not 0.0 < booked_epsilon < ceiling_epsilon < math.inf or not 0.0 < booked_delta < 1.0:
+    if not 0.0 < booked_epsilon < ceiling_epsilon < math.inf:
         do = "Decide on a finite ceiling above the one that counts as spent."
         raise LedgerError("the new ceiling leaves no room above what is booked for the lost ledger", do=do)
+    if not booked_delta > 0.0 or not booked_delta + delta < 1.0:
+        raise LedgerError("the booked delta and the new one do not add up to a probability below 1", do="Book the lost ledger's delta.")
     said = _genesis(signer, domain, budget, set_by, True)
     booked = {"booked_epsilon": float(booked_epsilon).hex(), "booked_delta": float(booked_delta).hex(), "last_receipt": last_receipt}
     genesis = next_event("genesis", {**said, **booked}, 0, NO_HASH, signer)
@@ -87,6 +89,8 @@ def next_event(kind: str, payload: dict[str, Any], head_seq: int, head_hash: str
     seq = head_seq + 1
     digest = event_hash(seq, kind, now, canonical(payload), head_hash)
     signature = signer.sign(event_message(digest))
+    if not holds(signer.verify_key, event_message(digest), signature):  # once written, it would make the ledger useless for ever
+        raise LedgerError("the key signs nothing that its own public key confirms; nothing was written", do="Restore the partner's keys.")
     return Event(seq=seq, kind=kind, time_utc=now, payload=payload, prev_hash=head_hash, hash=digest, signature=signature)
 
 

@@ -153,7 +153,7 @@ class Book:
             return 0.0
         booked = float.fromhex(said["booked_epsilon"])
         delta = 0.0 if said["booked_delta"] is None else float.fromhex(said["booked_delta"])
-        if not 0.0 < booked < ceiling or not 0.0 < delta < 1.0:
+        if not 0.0 < booked < ceiling or not delta > 0.0 or not delta + float.fromhex(said["delta"]) < 1.0:
             raise _broken(event, "what it books for a lost ledger has no meaning")
         self.raised, self.booked_delta, self.cites = True, delta, said["last_receipt"]
         if self.cites is not None:
