@@ -63,6 +63,22 @@ def must_exist(path: Path) -> None:
         raise LedgerError("there is no ledger at this place", do=do)
 
 
+def must_be_ledger(path: Path) -> None:
+    """Before anything is written or locked, so that a file that was named by mistake stays as it is.
+
+    Raises:
+        NotALedger: another program's database, or no database.
+        EmptyLedger: no byte in it.
+    """
+    must_exist(path)
+    with path.open("rb") as file:
+        header = file.read(100)
+    if not header:
+        raise EmptyLedger("the file is empty: there is no genesis in it", do=RESTORE)
+    if header[:16] != b"SQLite format 3\0" or header[68:72] != APPLICATION_ID.to_bytes(4, "big"):
+        raise NotALedger("the file is not a ledger of isthmus", do=ANOTHER)
+
+
 def connect(path: Path, mode: str) -> sqlite3.Connection:
     connection = sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=5.0, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA trusted_schema=OFF")
@@ -95,10 +111,35 @@ def write_whole(path: Path, events: Iterable[Event], *, head: tuple[int, str, st
 
     Args:
         head: number, hash, time and signature of the last event, in a file to be handed over.
+
+    Raises:
+        LedgerError: beside the place stands a part of another database, which SQLite would read into this one.
     """
+    for part in ("-wal", "-journal"):
+        if os.path.lexists(f"{path}{part}"):
+            do = "Move it elsewhere, and keep it: events may stand in it that nothing else holds."
+            raise LedgerError(f"a part of another ledger stands at this place: {path.name}{part}", do=do)
     new = path.with_name(path.name + ".new")
-    for left_over in (new, path.with_name(new.name + "-journal")):
+    _remove(new)
+    try:
+        _write_new(new, events, head)
+    except BaseException:
+        _remove(new)
+        raise
+    os.rename(new, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _remove(new: Path) -> None:
+    for left_over in (new, new.with_name(new.name + "-journal")):
         left_over.unlink(missing_ok=True)
+
+
+def _write_new(new: Path, events: Iterable[Event], head: tuple[int, str, str, bytes] | None) -> None:
     os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     connection = connect(new, "rw")
     try:
@@ -114,12 +155,6 @@ def write_whole(path: Path, events: Iterable[Event], *, head: tuple[int, str, st
         connection.execute("COMMIT")
     finally:
         connection.close()
-    os.rename(new, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def row(event: Event) -> tuple[Any, ...]:

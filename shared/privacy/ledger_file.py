@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EmptyLedger, LedgerBroken, LedgerError, LedgerLocked, RolledBack, StorageError
-from .ledger_database import COLUMNS, INSERT, RESTORE, check_database, connect, must_exist, plain_errors, row, write_whole
+from .ledger_database import COLUMNS, INSERT, RESTORE, check_database, connect, must_be_ledger, must_exist, plain_errors, row, write_whole
 from .ledger_schema import FORMAT, NO_HASH, Event, event_from_row
 
 _ROWS_AT_A_TIME = 2000
@@ -47,6 +47,7 @@ class LedgerFile:
         self._lock = lock
         self._process = os.getpid()
         self._closed = False
+        self._found: tuple[int, ...] | None = None
         self._inode = os.stat(path).st_ino
         self._release_lock = weakref.finalize(self, os.close, lock) if lock is not None else None
         _open_files.add(self)
@@ -69,6 +70,9 @@ class LedgerFile:
                     raise LedgerError("there is a ledger at this place already", do="A domain has one ledger for life: open it.")
                 if _mark(lock) is not None and not after_loss:
                     raise LedgerBroken("the ledger of this place is gone", do=RESTORE)
+                if after_loss:  # before the file: cut off in between, the place is still that of a lost ledger, and no old mark stands
+                    _set_mark(lock, genesis.seq, genesis.hash)
+                    os.fsync(lock)
                 write_whole(path, [genesis])
                 _set_mark(lock, genesis.seq, genesis.hash)
             finally:
@@ -83,7 +87,7 @@ class LedgerFile:
         """
         path = Path(os.path.realpath(path))
         with plain_errors("opening it"):
-            must_exist(path)
+            must_be_ledger(path)
             lock = _take_lock(path)
             try:
                 file = cls(path, connect(path, "rw"), lock)
@@ -110,19 +114,22 @@ class LedgerFile:
         """Opens for an audit: the file, what stands beside it and its folder stay as they are, byte for byte.
 
         Raises:
-            LedgerLocked: a process is writing to it, so that a copy might be half of something.
+            LedgerLocked: a process is writing to it, so that a copy might be half of something; or one began to while it was read.
         """
         path = Path(os.path.realpath(path))
         with plain_errors("opening it"):
             must_exist(path)
+            found = _trace(path)
             ahead = path.with_name(path.name + "-wal")
             if not ahead.is_file() or ahead.stat().st_size == 0:
-                return cls(path, connect(path, "ro&immutable=1"), None)
+                file = cls(path, connect(path, "ro&immutable=1"), None)
+                file._found = found
+                return file
             folder = tempfile.TemporaryDirectory(prefix="isthmus-audit-")
             try:
                 with _nobody_writes(path):
                     for one in (path, ahead):
-                        shutil.copy(one, Path(folder.name) / one.name)
+                        shutil.copyfile(one, Path(folder.name) / one.name)
                 copy = Path(folder.name) / path.name
                 file = cls(path, connect(copy, "rw"), None)  # SQLite itself reads the write-ahead part into the copy
                 file._connection.execute("PRAGMA query_only=ON")
@@ -142,9 +149,8 @@ class LedgerFile:
         with plain_errors("reading it"):
             if self._lock is not None:
                 mark = _mark(self._lock)
-            self.format = check_database(self.path, self._connection)
-            if self._lock is not None and self._handed_over():
-                raise LedgerError("the file is a hand-over: it is read, never written", do="Open the ledger that it was made from.")
+            with self._while_it_stands_still():
+                self.format = check_database(self.path, self._connection)
         seq, digest = 0, NO_HASH
         for event in self.events():
             seq, digest = event.seq, event.hash
@@ -195,7 +201,8 @@ class LedgerFile:
             self._must_be_ours()
             with plain_errors("reading it"):
                 query = f"SELECT {COLUMNS} FROM events WHERE seq > ? ORDER BY seq LIMIT {_ROWS_AT_A_TIME}"
-                rows = self._connection.execute(query, (last,)).fetchall()
+                with self._while_it_stands_still():
+                    rows = self._connection.execute(query, (last,)).fetchall()
             yield from rows
             if len(rows) < _ROWS_AT_A_TIME:
                 return
@@ -256,10 +263,21 @@ class LedgerFile:
                 _set_mark(self._lock, event.seq, event.hash)
 
     def _write_ahead(self) -> None:
+        if self._handed_over():
+            raise LedgerError("the file is a hand-over: it is read, never written", do="Open the ledger that it was made from.")
         if self._connection.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
             raise StorageError("the ledger's place cannot write ahead", do="Keep the ledger on a local disk.")
         self._connection.execute("PRAGMA synchronous=FULL")
         self._connection.execute("PRAGMA fullfsync=ON")
+
+    @contextlib.contextmanager
+    def _while_it_stands_still(self) -> Iterator[None]:
+        """Under audit SQLite takes no lock: what a writer changed meanwhile must not pass for damage."""
+        try:
+            yield
+        finally:
+            if self._found is not None and self._found != _trace(self.path):
+                raise LedgerLocked("a process wrote to the ledger while it was read", do="Wait for it to end, then try again.")
 
     def _must_be_ours(self) -> None:
         if self._closed:
@@ -332,6 +350,12 @@ def _nobody_writes(path: Path) -> Iterator[None]:
         raise LedgerLocked("a process is writing to the ledger", do=do) from None
     finally:
         os.close(lock)
+
+
+def _trace(path: Path) -> tuple[int, ...]:
+    """What changes whenever a file is written."""
+    found = os.stat(path)
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _take_lock(path: Path) -> int:

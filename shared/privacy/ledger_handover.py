@@ -55,7 +55,7 @@ def hand_over(path: Path, to: Path, *, signer: Signer) -> Head:
         WrongKey: when it is signed with another key.
         StorageError: no space left; then nothing stands at ``to``.
     """
-    to = Path(to)
+    to = Path(os.path.abspath(to))
     if os.path.lexists(to):
         raise LedgerError("there is a file at the place of the hand-over already", do="Name another file; nothing is overwritten.")
     with Ledger.open(path, signer=signer) as ledger, plain_errors("handing it over"):
