@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shared import wire
 
+from .canary.gradients import self_test
 from .passport_exchange import for_training, own_keys, take_in_all
 from .queries import CurrentRun, opened
 from .settings import ClientSettings
@@ -15,13 +16,14 @@ def train(settings: ClientSettings, instruction: wire.RoundInstruction, *, bundl
     """Answers one round.
 
     Raises:
-        StateError: the instruction belongs to another run than the last `hello`.
+        StateError: the instruction belongs to another run than the last `hello`, or this installation gets per-user gradients wrong.
         BudgetExhausted: the schedule is used up.
     """
     run = CurrentRun(settings)
     run.check(instruction.run_id)
 
     def data() -> local_round.TrainingData:
+        self_test(run.config())  # only where something is computed, and before anything is opened or paid
         if settings.passports.automatic and instruction.round == 1:
             take_in_all(settings, run.space_version(), dimension=run.config().model.dimension)
         return training_data(settings)
