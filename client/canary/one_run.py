@@ -58,7 +58,8 @@ LEAST_SIGNAL = 0.75
 """Share of the canaries' gradients that must arrive, or the audit saw nothing and says nothing."""
 
 _MODEL = ModelConfig(dimension=512, rank=8, descriptor_dimension=8, prototypes=2)  # seven tensors of 4,096 coordinates
-_OTHERS, _MOST_USERS_AT_ONCE = 64, 512
+_OTHERS = 64
+_LEAST_AT_ONCE, _MOST_AT_ONCE = 128, 512  # users in a micro-batch: several of them, in seconds, within some hundred megabytes
 _DOMAIN = "canary"
 _FIRST_MOMENT = "adam/first/"  # where `local_round` keeps it in the state
 
@@ -131,7 +132,8 @@ def audit_config(config: RunConfig) -> RunConfig:
         noise="system",
     )
     model = dataclasses.replace(_MODEL, encoder=config.model.encoder, sharing=config.model.sharing)
-    compute = dataclasses.replace(config.compute, micro_batch_users=min(config.compute.micro_batch_users, _MOST_USERS_AT_ONCE))
+    at_once = min(max(config.compute.micro_batch_users, _LEAST_AT_ONCE), _MOST_AT_ONCE)
+    compute = dataclasses.replace(config.compute, micro_batch_users=at_once)
     return dataclasses.replace(config, name="canary", privacy=privacy, model=model, compute=compute)
 
 

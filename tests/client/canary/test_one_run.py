@@ -15,8 +15,9 @@ from client.canary import one_run
 from client.canary.one_run import OneRunResult, audit, audit_config
 from client.model.objective import InterestModel
 from client.training import dp_sgd, local_round
-from shared.config import ModelConfig, PrivacyConfig, RunConfig
+from shared.config import ComputeConfig, ModelConfig, PrivacyConfig, RunConfig, TrainingConfig
 from shared.errors import AuditError, ConfigError
+from shared.privacy.mechanism import Mechanism
 from tests.client.training import planted_bugs as bugs
 
 CONFIG = RunConfig(privacy=PrivacyConfig(clip_norm=0.37, expected_batch_users=100))
@@ -112,6 +113,11 @@ class ClippedAfterTheSum(dp_sgd.PublicOptimizer):
             parameter.summed_grad = factor * total if parameter.summed_grad is None else parameter.summed_grad + factor * total
 
 
+def trained_with_less_noise_than_booked(*arguments: Any, mechanism: Mechanism, **named: Any) -> None:
+    """Sound in itself; only the ledger was told another number."""
+    dp_sgd.train(*arguments, mechanism=dataclasses.replace(mechanism, noise_multiplier=mechanism.noise_multiplier / 2), **named)
+
+
 def whole(bug: type[dp_sgd.PublicOptimizer]) -> type[dp_sgd.PublicOptimizer]:
     """The same bug in each micro-batch: as planted for small batches, it forgets all but the last."""
 
@@ -135,15 +141,44 @@ def whole(bug: type[dp_sgd.PublicOptimizer]) -> type[dp_sgd.PublicOptimizer]:
         (dp_sgd, "PublicOptimizer", whole(bugs.NoClip)),
         (dp_sgd, "PublicOptimizer", whole(bugs.ClipPerTensor)),
         (dp_sgd, "PublicOptimizer", ClippedAfterTheSum),
+        (local_round, "train", trained_with_less_noise_than_booked),
     ],
-    ids=["half the noise", "the same noise in each round", "no clip", "a clip for each tensor", "a clip for all together"],
+    ids=[
+        "half the noise",
+        "the same noise in each round",
+        "no clip",
+        "a clip for each tensor",
+        "a clip for all together",
+        "booked wrongly",
+    ],
 )
-def test_a_planted_bug_is_refuted(tmp_path, monkeypatch, module: Any, name: str, bug: type):
+def test_a_planted_bug_is_refuted(tmp_path, monkeypatch, module: Any, name: str, bug: object):
     monkeypatch.setattr(module, name, bug)
     result = audit(CONFIG, tmp_path)
     assert result.refuted
     assert result.audited_epsilon > result.claimed_epsilon
     assert getattr(module, name) is bug  # planted, and still there
+
+
+@pytest.mark.journey
+@pytest.mark.parametrize(
+    "config",
+    [
+        RunConfig(privacy=PrivacyConfig(clip_norm=1e3, grid_exponent=8, expected_batch_users=10_000_000)),
+        RunConfig(
+            privacy=PrivacyConfig(clip_norm=1e-6, grid_exponent=40, expected_batch_users=1),
+            model=ModelConfig(sharing="shared"),
+            training=TrainingConfig(learning_rate=10.0, temperature=100.0),
+            compute=ComputeConfig(micro_batch_users=1),
+        ),
+    ],
+    ids=["coarse", "fine"],
+)
+def test_the_extremes_of_a_configuration_are_audited_too(tmp_path, config: RunConfig):
+    result = audit(config, tmp_path)
+    assert not result.refuted
+    assert result.audited_epsilon > 0.5
+    assert result.signal == pytest.approx(1.0, abs=0.25)
 
 
 @pytest.mark.journey
