@@ -33,7 +33,7 @@ from shared.errors import StateError
 from shared.privacy import conformance as statistics
 from shared.privacy.conformance import Check
 
-from . import gradients, synthetic
+from . import gradients, interference, neighbours, synthetic
 
 Progress = Callable[[str], None]
 """Told in a few words what is being checked."""
@@ -90,34 +90,26 @@ class Bench:
 Test = Callable[[Bench], list[Check]]
 
 
-def check(config: RunConfig, workspace: Path, progress: Progress = lambda _: None) -> tuple[Check, ...]:
+def check(config: RunConfig, workspace: Path, progress: Progress = lambda _: None, *, processes: bool = True) -> tuple[Check, ...]:
     """Runs all of tier 1.
 
     Args:
         config: the run configuration to test; shapes are shrunk as `synthetic.shrunk` says.
         workspace: an empty folder; whatever is made in it may be thrown away.
         progress: told what is being checked.
+        processes: also start two new processes, which takes some seconds of a second core.
     Returns:
         The checks in order; each says whether the code passed it.
     Raises:
         ConfigError: the configuration promises no privacy.
     """
-    from . import interference, neighbours
-
     bench = Bench(config=synthetic.shrunk(config)[0], workspace=workspace)
-    with other_processes(bench) as elsewhere:
-        tests: tuple[tuple[str, Test], ...] = (
-            ("noise on an empty batch", noise_on_an_empty_batch),
-            ("one user more or less", neighbours.one_user_more_or_less),
-            ("the rest of the message", neighbours.rest_of_the_message),
-            ("Poisson batches", poisson_batches),
-            ("per-user gradients", per_user_gradients),
-            ("what is booked, and when", neighbours.what_is_booked),
-            ("the serving folder", interference.nothing_else_is_read),
-            ("noise used twice", lambda bench: noise_used_twice(bench, elsewhere())),
-        )
+    tests = dict(TESTS)
+    with other_processes(bench, _OTHER_PROCESSES if processes else 0) as elsewhere:
+        if processes:
+            tests["noise in other processes"] = lambda bench: noise_in_other_processes(bench, elsewhere())
         found: list[Check] = []
-        for words, test in tests:
+        for words, test in tests.items():
             progress(words)
             begun = time.perf_counter()
             checks = test(bench)
@@ -143,9 +135,9 @@ def noise_on_an_empty_batch(bench: Bench) -> list[Check]:
 
 
 @contextmanager
-def other_processes(bench: Bench) -> Iterator[Callable[[], list[np.ndarray]]]:
-    """Starts a round in each of two new processes; gives a function that waits for them and returns their releases."""
-    homes = [bench.workspace / f"t2-process-{number}" for number in range(_OTHER_PROCESSES)]
+def other_processes(bench: Bench, count: int) -> Iterator[Callable[[], list[np.ndarray]]]:
+    """Starts a round in each of some new processes; gives a function that waits for them and returns their releases."""
+    homes = [bench.workspace / f"t2-process-{number}" for number in range(count)]
     running = [synthetic.start_elsewhere(home, bench.empty) for home in homes]
 
     def released() -> list[np.ndarray]:
@@ -164,12 +156,18 @@ def other_processes(bench: Bench) -> Iterator[Callable[[], list[np.ndarray]]]:
                 one.communicate()
 
 
-def noise_used_twice(bench: Bench, elsewhere: list[np.ndarray]) -> list[Check]:
-    """T2: the same round repeated on a restored copy of a folder, the next round, the next run, another domain, other processes.
+def noise_in_other_processes(bench: Bench, elsewhere: list[np.ndarray]) -> list[Check]:
+    """T2: the same round of the same domain in new processes.
 
     Args:
-        elsewhere: releases of the same round in other processes.
+        elsewhere: what they released.
     """
+    here = bench.partner("t2-process", bench.empty, bench.people(40)).joint_release(1)
+    return [Check.of_law("T2 processes", "two processes share no noise", statistics.noise_correlation([here, *elsewhere]))]
+
+
+def noise_used_twice(bench: Bench) -> list[Check]:
+    """T2: the same round repeated on a restored copy of a folder, the next round, the next run, another domain, parts of one release."""
     config, crowd = bench.empty, bench.people(40)
     arts = bench.partner("t2-arts", config, crowd)
     first = arts.joint_release(1)
@@ -182,7 +180,6 @@ def noise_used_twice(bench: Bench, elsewhere: list[np.ndarray]) -> list[Check]:
         Check.of_law("T2 after a crash", "a round that is repeated draws new noise", correlation([lost, repeated])),
         Check.of_law("T2 rounds", "rounds and runs share no noise", correlation([first, lost, another_run])),
         Check.of_law("T2 domains", "two domains share no noise", correlation([first, music])),
-        Check.of_law("T2 processes", "two processes share no noise", correlation([first, *elsewhere])),
         Check.of_law("T2 tensors", "no two parts of one release share noise", statistics.noise_repeats(first)),
     ]
 
@@ -233,3 +230,16 @@ def per_user_gradients(bench: Bench) -> list[Check]:
         Check.of_size("T6 per-user gradients", "relative error against one user at a time", error, limit),
         Check.of_size("T6 one user's gradient", "relative change of a user's gradient with the others in the batch", change, limit),
     ]
+
+
+TESTS: tuple[tuple[str, Test], ...] = (
+    ("noise on an empty batch", noise_on_an_empty_batch),
+    ("one user more or less", neighbours.one_user_more_or_less),
+    ("the rest of the message", neighbours.rest_of_the_message),
+    ("Poisson batches", poisson_batches),
+    ("per-user gradients", per_user_gradients),
+    ("what is booked, and when", neighbours.what_is_booked),
+    ("the serving folder and earlier runs", interference.nothing_else_is_read),
+    ("noise used twice", noise_used_twice),
+)
+"""All of tier 1 but for the noise of other processes."""

@@ -80,6 +80,8 @@ def noise_correlation(releases: Sequence[np.ndarray]) -> float:
     Args:
         releases: arrays of one length n > 3. A stream that was used twice is found also where the second use began elsewhere in it.
     """
+    if len(releases) < 2:
+        raise ValueError("one noise has nothing to be compared with")
     pairs = [(a, b) for i, a in enumerate(releases) for b in releases[:i]]
     if not all(np.isfinite(release).all() for release in releases):
         return 0.0
@@ -91,7 +93,9 @@ def noise_repeats(release: np.ndarray) -> float:
     if not np.isfinite(release).all() or not np.any(release - release.mean()):
         return 0.0
     n = len(release)
-    rho = _correlations(release, release)[1 : (n + 1) // 2]  # shifts s and n - s say the same; n / 2 has another law and is left out
+    rho = _correlations(release, release)[1 : n // 2 + 1]  # shifts s and n - s say the same
+    if n % 2 == 0:
+        rho[-1] /= math.sqrt(2.0)  # half a turn pairs each number with one partner only, so its variance is twice as large
     return float(min(1.0, 2 * stats.norm.sf(float(np.abs(rho).max()) * math.sqrt(n)) * len(rho)))
 
 
