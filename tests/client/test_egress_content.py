@@ -18,6 +18,7 @@ from shared import wire
 from shared.config import RunConfig
 from shared.errors import REFUSAL_CODES, Refusal
 from shared.privacy.ledger import Ledger
+from shared.privacy.signing import SigningPair
 from tests.client.gated_domain import (
     ATTACKS,
     CONFIG,
@@ -120,10 +121,22 @@ def test_a_user_id_hidden_in_a_metric_name_is_stopped(domain: Domain) -> None:
         ("mechanism", wire.canonical_json({"kind": "poisson_gaussian", "user": MARKER})),
         ("epsilon_spent", 0.1),
         ("epsilon_spent", float("inf")),
+        ("verify_key", SigningPair(b"s" * 32).verify_key),
+        ("signature", KEYS.sign(b"something else").hex()),
     ],
 )
 def test_a_receipt_that_says_something_else_than_the_ledger_is_stopped(domain: Domain, field_name: str, value: Any) -> None:
     assert_stopped(answer(committed_then(set_value("receipt", field_name, value), domain), domain), domain, "wrong-receipt")
+
+
+def test_a_receipt_that_a_stranger_signed_is_stopped(domain: Domain) -> None:
+    def handler(message: Message, context: Context) -> Message:
+        sent = domain.commit(update())
+        said = sent.receipt.to_record() | {"epsilon_spent": sent.receipt.epsilon_spent}
+        del said["verify_key"], said["signature"]
+        return Message(sent.with_receipt(wire.Receipt.signed(SigningPair(b"s" * 32), **said)).pack(), reply_to=message)
+
+    assert_stopped(answer(handler, domain), domain, "wrong-receipt")
 
 
 def test_a_receipt_under_another_domains_name_is_stopped(domain: Domain) -> None:
