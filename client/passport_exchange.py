@@ -127,7 +127,7 @@ def export(settings: ClientSettings, config: RunConfig, prepared: PreparedDomain
         register.record_export(target=target, link_ids=link_ids, space_version=space_version, issued=now, expires=expires)
     path = settings.path(settings.passports.outbox) / file_name(settings.domain, target)
     write_passports(path, data)
-    write_file(_mark(settings, target), space_version.encode())
+    write_file(sent_mark(settings, target), space_version.encode())
     return Export(path=path, passports=len(link_ids), issued=now, expires=expires)
 
 
@@ -141,11 +141,11 @@ def export_all(settings: ClientSettings, config: RunConfig, prepared: PreparedDo
 
 
 def _exported(settings: ClientSettings, target: str, space_version: str) -> bool:
-    mark = _mark(settings, target)
+    mark = sent_mark(settings, target)
     return mark.is_file() and mark.read_text(encoding="utf-8") == space_version
 
 
-def _mark(settings: ClientSettings, target: str) -> Path:
+def sent_mark(settings: ClientSettings, target: str) -> Path:
     """Says for which interest space the last file went to a partner."""
     return settings.at_home("passports_sent") / target
 

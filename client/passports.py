@@ -211,6 +211,20 @@ def import_passports(
     )
 
 
+def contents(data: bytes, keys: Keys) -> tuple[Statement, list[str]]:
+    """What a file says it holds, its link ids included, also where it has expired or belongs to another space. Nothing is verified.
+
+    Raises:
+        PassportError: it was sealed to another key, or is damaged.
+    """
+    plain = keys.open_sealed(data)
+    statement, count = _parse_head(plain)
+    record = _record(statement.dimension)
+    if len(plain) < _HEAD_BYTES + count * record.itemsize:
+        raise PassportError("the passport file is cut short or too long", do=_ASK_AGAIN)
+    return statement, _decode_links(np.frombuffer(plain, dtype=record, count=count, offset=_HEAD_BYTES)["link_id"])
+
+
 def write_passports(path: Path, data: bytes) -> None:
     """Puts a sealed file where the partner fetches it: in one step, readable by its owner only.
 

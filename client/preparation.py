@@ -246,6 +246,32 @@ def _forget_older_than(folder: Path) -> None:
             shutil.rmtree(doomed, ignore_errors=True)
 
 
+def drop_versions(settings: ClientSettings, config: RunConfig | None) -> int:
+    """Deletes every version of the prepared files but the one that is valid now, and what dead processes left. Returns how many went.
+
+    Interest spaces are public and stay. Whoever still reads an old version has it mapped and reads on.
+
+    Args:
+        config: of the run in hand; None where there is none, and then no version is valid.
+    """
+    parent = settings.at_home("prepared")
+    if not parent.is_dir():
+        return 0
+    valid = ""
+    if config is not None:
+        with contextlib.suppress(DataError):  # a file of the partner's is missing: no version is valid
+            valid = _fingerprint(settings, config, marks_of(settings))
+    old = [path for path in parent.iterdir() if _VERSION.fullmatch(path.name) and path.name != valid]
+    for path in old:
+        for space in path.glob("*/space.npz"):  # where an earlier version of isthmus kept it
+            write_file(parent / "spaces" / f"{space.parent.name}.npz", space.read_bytes())
+        path.rename(path.with_name(f".{path.name}.gone"))  # out of sight first: nobody may open half of one
+    for path in parent.glob(".*.gone"):
+        shutil.rmtree(path)
+    _sweep(parent)
+    return len(old)
+
+
 def _last_used(path: Path) -> int:
     try:
         return path.stat().st_mtime_ns
