@@ -107,7 +107,7 @@ def notable(events: Sequence[Event]) -> dict[str, Any]:
         counts[event.kind] = counts.get(event.kind, 0) + 1
     told = [event for event in events if event.kind in _NOTABLE]
     lines = [{"event": e.seq, "time_utc": e.time_utc, "kind": e.kind, "what": _told(e)} for e in told[-MOST_NOTABLE:]]
-    return {"by_kind": counts, "left_out": len(told) - len(lines), "events": lines}
+    return {"by_kind": counts, "left_out": len(told) - len(lines), "notable": lines}
 
 
 def _told(event: Event) -> str:
@@ -191,11 +191,11 @@ def _figures(summary: str) -> dict[str, Any]:
         if isinstance(value, dict):
             for key, item in value.items():
                 walk(f"{prefix}.{key}" if prefix else str(key), item)
+        elif isinstance(value, list) and not any(isinstance(item, (dict, list)) for item in value):
+            flat[prefix] = ", ".join(map(str, value)) or "none"
         elif isinstance(value, list):
-            for position, item in enumerate(value):
-                name = item.get("name") if isinstance(item, dict) else None
-                inner = {k: v for k, v in item.items() if k != "name"} if isinstance(item, dict) else item
-                walk(f"{prefix}.{name or position + 1}", inner)
+            for position, item in enumerate(value, 1):
+                walk(f"{prefix}.{position}", item)
         else:
             flat[prefix] = number(value) if isinstance(value, float) else value
 

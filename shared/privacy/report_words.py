@@ -171,6 +171,19 @@ RESISTANCE = (
     "this system's code are the audits in this report; they are evidence, not proof."
 )
 
+UTILITY = (
+    "No exact measure of quality is part of this report, because it would itself tell about people. Private ones, where a domain released "
+    "any, are listed as its releases."
+)
+PERSONS_LIKE_THIS = (
+    "For a person who is in this domain and in others with the same history of debits. What other domains really spent is in their own "
+    "ledgers: a report on all of them together adds up what happened."
+)
+PERSONS_OF_THESE = (
+    "The debits of the named domains, put together and priced as one list: the worst choice of k among the domains of this report. A "
+    "person counts in every domain that holds their interactions or a passport of theirs."
+)
+
 NOT_STATED = "not stated"
 
 
@@ -254,8 +267,8 @@ def plain_words(domain: str, *, epsilon: float, delta: float, ceiling: float) ->
     factor, chance = odds_factor_text(shown), probability_text(delta)
     before, most = percent_text(0.1), percent_text(posterior(0.1, shown))
     return [
-        f"Domain {domain} keeps its users' interactions at home. What it sends is blurred with random noise, so that what is sent is almost "
-        "as likely with any one person as without.",
+        f"Domain {domain} keeps its users' interactions at home. What it sends is blurred with random noise, so that what is sent is "
+        "almost as likely with any one person as without.",
         f"Think of two worlds that differ in one thing: in one of them, one certain person was never a user of {domain}. Whatever anybody "
         f"concludes from everything that the coordinator and the other partners ever received from {domain}, its odds differ between the "
         f"two worlds by a factor of at most e^{epsilon_text(epsilon)} = {factor}, except with probability {chance}.",
