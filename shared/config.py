@@ -20,7 +20,7 @@ import tomli_w
 
 from shared.errors import ConfigError
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the messages; a client and a server that disagree on it do not work together."""
 
 

@@ -6,6 +6,7 @@
     rounds.jsonl         one line for each round that counted
     run_id.json          name of the run, under which ledgers hold its reservation
     federation.json      run id, domains, bytes, digest of the final layer
+    receipts.json        the last receipt of each domain; beside the ledgers, where these outlive the run
     metrics.json         schema 1
     transfer_layer/      checkpoints
     clients/DOMAIN/      each partner's home: data, keys, state, serving head, ledger
