@@ -8,7 +8,10 @@ order. Cut off between any two of these steps, there is no ledger, and the same 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +23,7 @@ from .durable_files import storage_errors
 from .key_rotation import one_at_a_time, own_keys
 from .keys import Keys
 from .ledger_life import check_words, remains_of
+from .ledger_lookup import check_last_receipt
 from .settings import ClientSettings
 
 if TYPE_CHECKING:
@@ -71,6 +75,7 @@ def restart(
         by, why: who decided, and the reason; both stand in the new genesis.
     Raises:
         LedgerError: the ledger is intact and holds what the receipt confirms; or the numbers would book too little.
+        ForeignReceipts: the receipt is not signed with a key of this ledger, which is intact.
         LedgerLocked: a process has the ledger open.
         UsageError: the lost ceiling is not known.
     """
@@ -87,7 +92,8 @@ def restart(
             raise LedgerError(f"the new ceiling {epsilon:g} is not above the {booked:g} that count as spent", do=do)
         with storage_errors("the remains of the old ledger"):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _move_aside(path)
+            with _nobody_writes(path):
+                _move_aside(path)
         with Ledger.restart(
             path,
             signer=keys,
@@ -124,12 +130,12 @@ def _lost(path: Path, keys: Keys, receipt: SignedReceipt | None) -> _Old:
     if not path.is_file():
         raise LedgerError(f"{path} is not a file", do="Set 'ledger' in partner.toml to the place of the ledger.")
     try:
+        Ledger.open(path, read_only=True).close()  # what is no ledger is not even opened for writing
         with Ledger.open(path, signer=keys) as ledger:
-            if receipt is None or holds_receipt(ledger, receipt):
-                do = "Go on with it. To permit more, use isthmus-client ledger raise-ceiling."
-                shown = "" if receipt is None else ", and holds what the coordinator's receipt confirms"
-                raise LedgerError(f"the ledger is not lost: it is intact{shown}", do=do)
-        return _Old(why="it is older than the coordinator's receipt", **_said(path))
+            check_last_receipt(ledger, "" if receipt is None else receipt.to_json())
+        shown = "" if receipt is None else ", and holds what the coordinator's receipt confirms"
+        do = "Go on with it. To permit more, use isthmus-client ledger raise-ceiling."
+        raise LedgerError(f"the ledger is not lost: it is intact{shown}", do=do)
     except (LedgerLocked, NewerLedger, UnknownEvent):
         raise
     except LedgerBroken as error:
@@ -145,19 +151,6 @@ def _said(path: Path) -> dict[str, float]:
             return {"ceiling": ledger.ceiling_epsilon, "delta": ledger.claimed_delta}
     except LedgerError:
         return {}
-
-
-def holds_receipt(ledger: Ledger, receipt: SignedReceipt) -> bool:
-    """Whether a ledger holds the very event that a receipt confirms, or began again from this receipt."""
-    count = 0
-    for event in ledger.events():
-        said = event.payload
-        if event.kind == "genesis" and said.get("last_receipt") == receipt.to_json():
-            return True
-        count += event.kind == "intent"
-        if event.hash == receipt.head_hash:
-            return event.kind == "commit" and said["payload_sha256"] == receipt.payload_sha256
-    return False
 
 
 def _booked(settings: ClientSettings, old: _Old, receipt: SignedReceipt | None, given: float | None) -> tuple[float, float]:
@@ -177,6 +170,24 @@ def _booked(settings: ClientSettings, old: _Old, receipt: SignedReceipt | None, 
             do = "The whole ceiling of the lost ledger counts as spent, raises included; booking less would hide what was spent."
             raise LedgerError(f"--booked-epsilon {booked:g} is below {what}: {least:g}", do=do)
     return booked, max(settings.ceiling.delta, old.delta or 0.0)
+
+
+@contextlib.contextmanager
+def _nobody_writes(path: Path) -> Iterator[None]:
+    """Keeps the lock of the lost ledger for as long as its files are moved, where there is one."""
+    try:
+        lock = os.open(f"{path}.lock", os.O_RDWR)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        do = "Wait for it to end, or end it; then try again."
+        raise LedgerLocked("another process holds what is left of the ledger", do=do) from None
+    finally:
+        os.close(lock)
 
 
 def _move_aside(path: Path) -> None:

@@ -24,7 +24,9 @@ from shared.privacy.receipts import SignedReceipt, receipts_text
 
 ROUND = Mechanism(kind="poisson_gaussian", sampling_rate=0.05, noise_multiplier=2.0, clip_norm=0.5, grid=2.0**-21, dimension=1000, steps=5)
 CONFIG, BUNDLE = "c" * 64, "b" * 64
-ROOMS = (str(Path(client.__file__).parent), str(Path(client.__file__).parent.parent / "shared" / "privacy"))
+CLIENT = str(Path(client.__file__).parent)
+PRIVACY = str(Path(client.__file__).parent.parent / "shared" / "privacy")
+ROOMS = (CLIENT, PRIVACY)
 
 
 def settle(folder: Path) -> ClientSettings:
@@ -119,13 +121,13 @@ def old_format(path: Path) -> None:
 
 
 class Countdown:
-    """Ends this process with SIGKILL at the n-th line of the client's or the ledger's code that it runs."""
+    """Ends this process with SIGKILL at the n-th line of some rooms' code that it runs."""
 
-    def __init__(self, at: int) -> None:
-        self.at, self.passed = at, 0
+    def __init__(self, at: int, rooms: tuple[str, ...]) -> None:
+        self.at, self.rooms, self.passed = at, rooms, 0
 
     def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(ROOMS):
+        if not frame.f_code.co_filename.startswith(self.rooms):
             return None
         if event == "line":
             self.passed += 1
@@ -134,14 +136,14 @@ class Countdown:
         return self.trace
 
 
-def killed_at(step: Callable[[], object], tick: int) -> tuple[bool, int]:
+def killed_at(step: Callable[[], object], tick: int, rooms: tuple[str, ...]) -> tuple[bool, int]:
     """Runs a step in a child that is killed at its ``tick``-th line: whether the step returned, and how many lines it took."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            countdown = Countdown(tick)
+            countdown = Countdown(tick, rooms)
             sys.settrace(countdown.trace)
             step()
             sys.settrace(None)
@@ -158,15 +160,21 @@ def killed_at(step: Callable[[], object], tick: int) -> tuple[bool, int]:
 
 
 def killed_everywhere(
-    at_rest: Path, place: Path, step: Callable[[Path], object], check: Callable[[Path, bool], None], *, stride: int, first: int = 1
+    at_rest: Path,
+    place: Path,
+    step: Callable[[Path], object],
+    check: Callable[[Path, bool], None],
+    *,
+    stride: int,
+    rooms: tuple[str, ...] = ROOMS,
 ) -> int:
     """Kills a step at every ``stride``-th line, each time in a fresh copy of ``at_rest``, and checks what is left. Returns how often."""
     tick = last = times = 0
     while tick <= last:
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(at_rest, place)
-        returned, lines = killed_at(lambda: step(place), tick)
+        returned, lines = killed_at(lambda: step(place), tick, rooms)
         assert returned or tick
         check(place, returned)
-        last, tick, times = (lines, first, times) if tick == 0 else (last, tick + stride, times + 1)
+        last, tick, times = (lines, 1, times) if tick == 0 else (last, tick + stride, times + 1)
     return times
