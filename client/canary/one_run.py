@@ -56,6 +56,8 @@ DELTA = 1e-5
 ROUNDS, NOISE_MULTIPLIER = 9, 3.0
 LEAST_SIGNAL = 0.75
 """Share of the canaries' gradients that must arrive, or the audit saw nothing and says nothing."""
+MOST_SIGNAL = 1.5
+"""More cannot arrive where each user is clipped to C: its standard deviation is .05 at most, so this is ten of them away."""
 
 _MODEL = ModelConfig(dimension=512, rank=8, descriptor_dimension=8, prototypes=2)  # seven tensors of 4,096 coordinates
 _OTHERS = 64
@@ -66,7 +68,8 @@ _FIRST_MOMENT = "adam/first/"  # where `local_round` keeps it in the state
 SHOWS = (
     "This training code ran once with {canaries:,} canaries in it, each in or out by a coin, and an auditor that sees the whole noisy sum "
     "guessed the coins. The guesses show, at {confidence:.0%}, that the code leaks at least epsilon {audited:.2f} under this attack, where "
-    "{claimed:.2f} is claimed in the audit's configuration (delta {delta:g})."
+    "{claimed:.2f} is claimed in the audit's configuration (delta {delta:g}). On average a canary moved the sum by {signal:.2f} clip "
+    "norms, where 1 is the most that was paid for."
 )
 SHOWS_NOT = (
     "Not being refuted is no proof: another attack may see more. Sampling is not tested here (everybody is in every batch), nor what goes "
@@ -79,7 +82,8 @@ class OneRunResult:
     """What tier 2 found.
 
     Attributes:
-        refuted: the code leaks more than it claims, or an event of chance ``tau`` at most happened.
+        refuted: the code leaks more than it claims, or an event of chance ``tau`` at most happened. Either the guesses say so, or more of
+            the canaries arrived than clipping lets through (`MOST_SIGNAL`).
         tau: largest chance to refute code that keeps its claim, over all tests together.
         p_value: level at which the claim would just be refuted; 1 at most.
         canaries: m, how many coins were tossed.
@@ -89,7 +93,7 @@ class OneRunResult:
         delta: of all three.
         audited_epsilon: at least so much leaks, with a confidence of 1 - ``tau``.
         steinke_epsilon: the same by a method that knows no family of mechanisms.
-        signal: share of the canaries' clipped gradients that arrived; about 1 in code that clips.
+        signal: mean length, in clip norms, by which a canary moved the noisy sum; about 1 in code that clips each user.
         shows, shows_not: plain words.
         seconds: of the clock.
     """
@@ -164,9 +168,10 @@ def audit(config: RunConfig, workspace: Path, progress: Callable[[str], None] = 
         "audited": found.audited_epsilon,
         "claimed": found.claimed_epsilon,
         "delta": DELTA,
+        "signal": signal,
     }
     return OneRunResult(
-        refuted=found.refuted,
+        refuted=found.refuted or signal > MOST_SIGNAL,
         tau=found.tau,
         p_value=found.p_value,
         canaries=CANARIES,

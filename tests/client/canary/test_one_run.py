@@ -161,6 +161,21 @@ def test_a_planted_bug_is_refuted(tmp_path, monkeypatch, module: Any, name: str,
 
 
 @pytest.mark.journey
+def test_a_bug_that_lets_few_canaries_through_far_too_loud_is_refuted_by_their_mean(tmp_path, monkeypatch):
+    class EighthWithoutClip(dp_sgd.PublicOptimizer):
+        def clip_and_accumulate(self) -> None:
+            for parameter in self.params:
+                total = parameter.grad_sample[::8].flatten(1).double().sum(dim=0)
+                parameter.summed_grad = total if parameter.summed_grad is None else parameter.summed_grad + total
+
+    monkeypatch.setattr(dp_sgd, "PublicOptimizer", EighthWithoutClip)
+    result = audit(CONFIG, tmp_path)
+    assert result.audited_epsilon < result.claimed_epsilon  # guesses alone cannot tell: most canaries are not there
+    assert result.signal == pytest.approx(100 / 8, rel=0.2)
+    assert result.refuted
+
+
+@pytest.mark.journey
 @pytest.mark.parametrize(
     "config",
     [
