@@ -130,6 +130,20 @@ def epsilon_at_order(events: Sequence[Mechanism], delta: float, order: float) ->
     return math.inf if groups is None else _rdp(groups, delta, (order,))
 
 
+def renyi_divergence(events: Sequence[Mechanism], order: float) -> float:
+    """Renyi divergence of all events together at one order; these add up, also over domains and adaptively."""
+    groups = grouped(events)
+    return math.inf if groups is None else sum(float(_rdp_of_one(q, sigma, (order,))[0]) * steps for q, sigma, steps in groups)
+
+
+def epsilon_of_renyi(divergence: float, delta: float, order: float) -> float:
+    """Epsilon that a Renyi divergence at one order gives."""
+    from dp_accounting.rdp import compute_epsilon
+
+    _check_delta(delta)
+    return float(compute_epsilon((order,), [divergence], delta)[0]) if divergence < math.inf else math.inf
+
+
 def filter_order(mechanism: Mechanism, ceiling_epsilon: float, delta: float) -> float:
     r"""The order at which the filter lets the most repetitions of ``mechanism`` pass below the ceiling.
 
@@ -177,12 +191,12 @@ def crosscheck(events: Sequence[Mechanism], delta: float, *, interval: float = R
     return Epsilons(pld=pld, prv=prv, rdp=rdp, agree=not why, why=why, second=second)
 
 
-def second_opinion(events: Sequence[Mechanism], delta: float) -> float | None:
+def second_opinion(events: Sequence[Mechanism], delta: float, *, replace: bool = False) -> float | None:
     """Upper bound of epsilon by `second_pld`; None where it has no answer, or its own error bound is too wide to compare."""
     from .second_pld import epsilon_bracket
 
-    found = epsilon_bracket(events, delta)
-    if found is None or not found.high - found.low <= _tolerance(found.high):
+    found = epsilon_bracket(events, delta, replace=replace)
+    if found is None or not found.high - found.low <= tolerance(found.high):
         return None
     return found.high
 
@@ -200,14 +214,15 @@ def disagreement(pld: float, other: float | None, rdp: float, *, time_limit_s: f
     """
     if other is None:
         return f"NOT VERIFIED: the second accountant gave no answer within {time_limit_s:g} s, and its stand-in none either"
-    if not abs(other - pld) <= _tolerance(pld):
+    if not abs(other - pld) <= tolerance(pld):
         return "NOT VERIFIED: two accountants disagree"
     if not pld <= rdp + interval:  # PLD is rounded up to its grid
         return "NOT VERIFIED: PLD is above RDP"
     return ""
 
 
-def _tolerance(epsilon: float) -> float:
+def tolerance(epsilon: float) -> float:
+    """How far two accountants may be apart at this epsilon."""
     return max(PRV_TOLERANCE, PRV_RELATIVE_TOLERANCE * epsilon)
 
 

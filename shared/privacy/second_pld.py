@@ -2,7 +2,7 @@ r"""A second privacy-loss accountant, written apart from the first one: for wher
 
 It shares no line with `accountant.epsilon_pld` and no library but NumPy and SciPy. Both directions of add/remove of the Poisson-subsampled
 Gaussian are composed, :math:`P = (1-q) N(0, \sigma^2) + q N(1, \sigma^2)` against :math:`Q = N(0, \sigma^2)` and the other way round;
-epsilon is the larger.
+epsilon is the larger. For REPLACE_ONE, Q is the mixture with :math:`N(-1, \sigma^2)`: the direction in which two users differ most.
 
 **One step, rounded pessimistically.** The privacy loss :math:`L = \log(P/Q)`, drawn from P, is put on a grid of width h: the mass of each
 cell is split between its two ends so that its mass under P and under Q stay what they are ("connect the dots", Doroshenko et al. 2022).
@@ -49,6 +49,7 @@ _BETA = 1e-3  # of delta
 _WINDOW = 1e-9  # tilted mass that may lie beyond each end of the window
 _TILTS = (1e-3, 5e3)
 _LEAST_WIDTH = 1e-9
+_LEAST_NOISE = 0.05  # below it one step costs hundreds
 
 Array = NDArray[Any]
 
@@ -71,12 +72,13 @@ class _Step:
     times: int
 
 
-def epsilon_bracket(events: Iterable[Mechanism], delta: float) -> Bracket | None:
-    """Both bounds of epsilon of all events together; None where the grid that they need is too large.
+def epsilon_bracket(events: Iterable[Mechanism], delta: float, *, replace: bool = False) -> Bracket | None:
+    """Both bounds of epsilon of all events together; None where there is too little noise, or the grid would be too large.
 
     Args:
         events: any mechanisms; equal ones are grouped.
         delta: in (0, 1).
+        replace: one user's contribution changes instead of vanishing.
 
     Raises:
         ConfigError: when delta is no probability.
@@ -88,18 +90,21 @@ def epsilon_bracket(events: Iterable[Mechanism], delta: float) -> Bracket | None
         return Bracket(low=math.inf, high=math.inf)
     if not groups:
         return Bracket(low=0.0, high=0.0)
-    both = [_one_direction(groups, delta, remove=remove) for remove in (True, False)]
-    if any(answer is None for answer in both):
+    if min(sigma for _, sigma, _ in groups) < _LEAST_NOISE:
         return None
-    return Bracket(low=max(b.low for b in both if b is not None), high=max(b.high for b in both if b is not None))
+    found = [_one_direction(groups, delta, direction) for direction in (("replace",) if replace else ("remove", "add"))]
+    both = [one for one in found if one is not None]
+    if len(both) < len(found):
+        return None
+    return Bracket(low=max(one.low for one in both), high=max(one.high for one in both))
 
 
-def _one_direction(groups: tuple[Group, ...], delta: float, *, remove: bool) -> Bracket | None:
+def _one_direction(groups: tuple[Group, ...], delta: float, direction: str) -> Bracket | None:
     steps = sum(times for *_, times in groups)
     tail = _BETA * delta / (4.0 * steps)
 
     def on_grid(width: float) -> list[_Step] | None:
-        made = [_rounded(q, sigma, times, width, tail, remove=remove) for q, sigma, times in groups]
+        made = [_rounded(q, sigma, times, width, tail, direction) for q, sigma, times in groups]
         return None if any(step is None for step in made) else [step for step in made if step is not None]
 
     width = max(_rough_width(groups), _LEAST_WIDTH)
@@ -125,52 +130,82 @@ def _deviation(steps: int, delta: float) -> float:
 
 
 # --- one step ----------------------------------------------------------------------------------------------------------------------------
-def _rounded(q: float, sigma: float, times: int, width: float, tail: float, *, remove: bool) -> _Step | None:
+_SHIFTS = {"remove": (1.0, 0.0), "add": (0.0, 1.0), "replace": (1.0, -1.0)}
+"""Per direction, where the user's own contribution moves the output under P, and under Q."""
+
+
+def _rounded(q: float, sigma: float, times: int, width: float, tail: float, direction: str) -> _Step | None:
     """Connects the dots of one step's loss; None where it has more cells than fit.
 
-    Both directions read the same outputs x, whose ratio r(x) = 1 - q + q exp((2x - 1) / (2 sigma^2)) grows with x: the loss of removal is
-    log r with x drawn from the mixture, that of addition is -log r with x drawn from N(0, sigma^2).
+    Under P and under Q the output x is the mixture (1 - q) N(0, sigma^2) + q N(shift, sigma^2), and the loss is monotone in x.
     """
-    far = -float(ndtri(tail)) * sigma
-    ends = [_log_ratio(x, q, sigma) for x in (-far, far + 1.0)]
-    low, high = ends if remove else (-ends[1], -ends[0])
-    first, last = math.floor(low / width), math.ceil(high / width)
+    far = sigma * -float(ndtri(tail))
+    reach = [_loss(x, q, sigma, direction) for x in (-far - 1.0, far + 1.0)]
+    first, last = math.floor(min(reach) / width), math.ceil(max(reach) / width)
     if last - first + 1 > MOST_CELLS:
         return None
     losses = width * np.arange(first, last + 1)
-    x = _output(losses if remove else -losses, q, sigma)
-    if remove:
-        of_q = _normal_mass(x[:-1] / sigma, x[1:] / sigma)
-        of_p = (1.0 - q) * of_q + q * _normal_mass((x[:-1] - 1.0) / sigma, (x[1:] - 1.0) / sigma)
-        below = (1.0 - q) * ndtr(x[0] / sigma) + q * ndtr((x[0] - 1.0) / sigma)
-        beyond = (1.0 - q) * ndtr(-x[-1] / sigma) + q * ndtr((1.0 - x[-1]) / sigma)
-    else:
-        of_p = _normal_mass(x[1:] / sigma, x[:-1] / sigma)
-        of_q = (1.0 - q) * of_p + q * _normal_mass((x[1:] - 1.0) / sigma, (x[:-1] - 1.0) / sigma)
-        below, beyond = ndtr(-x[0] / sigma), ndtr(x[-1] / sigma)
+    x = _output(losses, q, sigma, direction)
+    of_p, of_q = (_mixture(x, q, sigma, shift) for shift in _SHIFTS[direction])
+    outside = [(1.0 - q) * ndtr(end / sigma) + q * ndtr((end - shift) / sigma) for end, shift in _ends(x, direction)]
     # a + b = P,  a e^{-l} + b e^{-l-h} = Q
     upper = np.clip((of_p - of_q * np.exp(losses[:-1])) / -math.expm1(-width), 0.0, of_p)
     pmf = np.zeros(len(losses))
     pmf[:-1] += of_p - upper
     pmf[1:] += upper
-    pmf[0] += below
-    return _Step(first=first, pmf=pmf, beyond=float(beyond), times=times)
+    pmf[0] += outside[0]
+    return _Step(first=first, pmf=pmf, beyond=float(outside[1]), times=times)
 
 
-def _log_ratio(x: float, q: float, sigma: float) -> float:
-    exponent = (2.0 * x - 1.0) / (2.0 * sigma**2)
-    return exponent if q == 1.0 else float(np.logaddexp(math.log1p(-q), math.log(q) + exponent))
+def _mixture(x: Array, q: float, sigma: float, shift: float) -> Array:
+    """Mass between neighbouring outputs, whether they rise or fall."""
+    low, high = np.minimum(x[:-1], x[1:]), np.maximum(x[:-1], x[1:])
+    mass: Array = (1.0 - q) * _normal_mass(low / sigma, high / sigma) + q * _normal_mass((low - shift) / sigma, (high - shift) / sigma)
+    return mass
 
 
-def _output(log_ratio: Array, q: float, sigma: float) -> Array:
-    """The x at which log r(x) has these values; -inf below its least one."""
+def _ends(x: Array, direction: str) -> list[tuple[float, float]]:
+    """Two tails under P as lower ones, (end, shift) each: of the losses below the grid, and of those above it."""
+    shift = _SHIFTS[direction][0]
+    if direction == "add":
+        return [(-float(x[0]), -shift), (float(x[-1]), shift)]
+    return [(float(x[0]), shift), (-float(x[-1]), -shift)]
+
+
+def _loss(x: float, q: float, sigma: float, direction: str) -> float:
+    """log P(x) - log Q(x)."""
+
+    def log_ratio(shift: float) -> float:
+        """Of the mixture over N(0, sigma^2)."""
+        exponent = (2.0 * shift * x - shift**2) / (2.0 * sigma**2)
+        return exponent if q == 1.0 else float(np.logaddexp(math.log1p(-q), math.log(q) + exponent))
+
+    p, of_q = _SHIFTS[direction]
+    return log_ratio(p) - log_ratio(of_q)
+
+
+def _output(losses: Array, q: float, sigma: float, direction: str) -> Array:
+    """The x with these losses; infinite where there is none."""
+    if direction == "replace":
+        return _output_replaced(losses, q, sigma)
+    log_ratio = losses if direction == "remove" else -losses
     if q == 1.0:
         return sigma**2 * log_ratio + 0.5
     above = log_ratio - math.log1p(-q)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         # log((e^l - (1-q)) / q), without a large exponential
-        x = np.where(above > 0.0, log_ratio + np.log(-np.expm1(-above)) - math.log(q), -np.inf)
-    return sigma**2 * x + 0.5
+        exponent = np.where(above > 0.0, log_ratio + np.log(-np.expm1(-above)) - math.log(q), -np.inf)
+    return sigma**2 * exponent + 0.5
+
+
+def _output_replaced(losses: Array, q: float, sigma: float) -> Array:
+    r"""With :math:`u = e^{x/\sigma^2}, a = q e^{-1/2\sigma^2}, b = 1 - q`: :math:`(b + a u) / (b + a / u) = e^l`, a quadratic; odd in l."""
+    size = np.abs(losses)
+    b, a = 1.0 - q, q * math.exp(-0.5 / sigma**2)
+    grown = -b * np.expm1(-size)
+    root = np.log(grown + np.sqrt(grown**2 + 4.0 * a**2 * np.exp(-size))) - math.log(2.0 * a)
+    x: Array = np.sign(losses) * sigma**2 * (size + root)
+    return x
 
 
 def _normal_mass(low: Array, high: Array) -> Array:
