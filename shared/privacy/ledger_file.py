@@ -121,15 +121,16 @@ class LedgerFile:
             must_exist(path)
             found = _trace(path)
             ahead = path.with_name(path.name + "-wal")
-            if not ahead.is_file() or ahead.stat().st_size == 0:
+            if _size(ahead) == 0:
                 file = cls(path, connect(path, "ro&immutable=1"), None)
                 file._found = found
                 return file
             folder = tempfile.TemporaryDirectory(prefix="isthmus-audit-")
             try:
                 with _nobody_writes(path):
-                    for one in (path, ahead):
-                        shutil.copyfile(one, Path(folder.name) / one.name)
+                    shutil.copyfile(path, Path(folder.name) / path.name)
+                    if _size(ahead) > 0:  # a writer that just ended has moved it into the file
+                        shutil.copyfile(ahead, Path(folder.name) / ahead.name)
                 copy = Path(folder.name) / path.name
                 file = cls(path, connect(copy, "rw"), None)  # SQLite itself reads the write-ahead part into the copy
                 file._connection.execute("PRAGMA query_only=ON")
@@ -350,6 +351,13 @@ def _nobody_writes(path: Path) -> Iterator[None]:
         raise LedgerLocked("a process is writing to the ledger", do=do) from None
     finally:
         os.close(lock)
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _trace(path: Path) -> tuple[int, ...]:
