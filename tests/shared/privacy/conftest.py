@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -14,8 +12,8 @@ import pytest
 
 from shared.privacy.ledger import Ledger
 from shared.privacy.mechanism import Mechanism
-from shared.privacy.signing import event_message
-from tests.shared.privacy.bookshop import KEYS
+from shared.privacy.signing import SigningPair
+from tests.shared.privacy.bookshop import KEYS, event_row
 
 CONFIG, BUNDLE, BYTES = "c" * 64, "b" * 64, "d" * 64
 
@@ -105,17 +103,11 @@ def written(written_once: Path, tmp_path: Path) -> Path:
 def forge() -> Callable[..., None]:
     """Appends an event with a right hash and signature, as the owner of the key can: only its content may be wrong."""
 
-    def act(path: Path, kind: str, payload: dict[str, Any]) -> None:
+    def act(path: Path, kind: str, payload: dict[str, Any], signer: SigningPair = KEYS) -> None:
         with sqlite3.connect(path) as database:
             seq, previous = database.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
-            text = json.dumps(payload, sort_keys=True, separators=(",", ":"))
-            now = "2031-01-01T00:00:00.000000Z"
-            chained = json.dumps(["isthmus-ledger-1", seq + 1, kind, now, text, previous], separators=(",", ":"))
-            digest = hashlib.sha256(chained.encode()).hexdigest()
-            database.execute(
-                "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (seq + 1, kind, now, text, previous, digest, KEYS.sign(event_message(digest))),
-            )
+            row = event_row(seq + 1, kind, payload, previous, signer, "2031-01-01T00:00:00.000000Z")
+            database.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         database.close()
 
     return act

@@ -15,26 +15,13 @@ import pytest
 from shared.errors import LedgerBroken, LedgerError
 from shared.privacy.ledger import Ledger, read_events
 from shared.privacy.mechanism import Mechanism
-from tests.shared.privacy.bookshop import KEYS
+from tests.shared.privacy.bookshop import KEYS, by_force
 
 Make = Callable[..., Ledger]
 Act = Callable[..., None]
 Intend = Callable[..., int]
 Gaussian = Callable[..., Mechanism]
 Forge = Callable[[Path, str, dict[str, Any]], None]
-
-UPDATE = "CREATE TRIGGER events_are_never_changed BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END"
-DELETE = "CREATE TRIGGER events_are_never_removed BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END"
-
-
-def by_force(path: Path, *statements: str) -> None:
-    """Runs SQL with the triggers away, and puts them back as they were."""
-    with sqlite3.connect(path) as database:
-        database.execute("DROP TRIGGER events_are_never_changed")
-        database.execute("DROP TRIGGER events_are_never_removed")
-        for statement in (*statements, UPDATE, DELETE):
-            database.execute(statement)
-    database.close()
 
 
 def test_force_alone_changes_nothing(written: Path) -> None:
