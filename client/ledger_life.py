@@ -204,10 +204,15 @@ def export(settings: ClientSettings, to: Path) -> HandedOver:
     for path, data in files.items():
         if path.exists() and path.read_bytes() != data:
             raise UsageError(f"{path} exists already and says something else", do="Name another file with --out, or move that one away.")
-    for path, data in files.items():
-        if not path.exists():
-            _publish(path, data)
-    head = hand_over(settings.ledger_path, to, signer=keys)
+    made = [path for path in files if not path.exists()]
+    try:
+        for path in made:
+            _publish(path, files[path])
+        head = hand_over(settings.ledger_path, to, signer=keys)
+    except BaseException:
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
     return HandedOver(ledger=to, keys=beside, words=words, head_seq=head.seq, head_hash=head.hash)
 
 
