@@ -21,7 +21,7 @@ import numpy as np
 from shared.config import RunConfig
 from shared.errors import BudgetExhausted, DataError, RolledBack, StateError, UsageError
 from shared.privacy.accountant import epsilon_pld
-from shared.privacy.budget import decide
+from shared.privacy.budget import decide_release
 from shared.privacy.ledger import Ledger
 from shared.privacy.ledger_book import Book
 from shared.privacy.ledger_schema import Event, canonical
@@ -189,7 +189,7 @@ def price(settings: ClientSettings, ask: Ask) -> Price:
     fits, after = True, before
     if not made:
         try:
-            after = decide(book.budget, book.life, planned.mechanism, 1, what="a release").epsilon_reserved
+            after = decide_release(book.budget, book.life, planned.mechanism, what="a release").epsilon_reserved
         except BudgetExhausted as refusal:
             fits, after = False, before + refusal.requested
     return Price(

@@ -17,6 +17,7 @@ make that sound, and all three are kept here:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -129,6 +130,15 @@ def decide(budget: Budget, life: Life, mechanism: Mechanism, intents: int, *, wh
         more = max(0.0, after - taken)
         raise BudgetExhausted(what, requested=more, remaining=remaining, ceiling=budget.ceiling_epsilon, delta=budget.delta)
     return Decision(permitted_intents=intents, decided_by=RDP_FILTER if adaptive else PLD, order=order, epsilon_reserved=after)
+
+
+def decide_release(budget: Budget, life: Life, mechanism: Mechanism, *, what: str) -> Decision:
+    """Permits a release or refuses it; it lies outside every plan, so the filter answers for it and for everything after it.
+
+    Raises:
+        BudgetExhausted: as `decide` does.
+    """
+    return decide(budget, dataclasses.replace(life, adaptive=True), mechanism, 1, what=what)
 
 
 def filter_covers_first_plan(budget: Budget, life: Life) -> bool:

@@ -15,13 +15,12 @@ and erasures have a register of their own. See `ledger_schema` for the format an
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
 from ..errors import BudgetExhausted, LedgerError, WrongKey
-from .budget import Decision, decide, epsilon_of
+from .budget import Decision, decide, decide_release, epsilon_of
 from .ledger_beginning import begin, begin_after_loss, next_event, replay, upgrade
 from .ledger_book import Book, Plan
 from .ledger_file import LedgerFile
@@ -275,8 +274,8 @@ class Ledger(LedgerReading):
         if mechanism.kind == "none" and self.private:
             raise LedgerError("a step without noise cannot enter a private ledger", do="Choose a noise multiplier above 0.")
         try:
-            life = dataclasses.replace(self._book.life, adaptive=True)  # it lies outside every plan, so the filter answers for it
-            decision = decide(self._book.budget, life, mechanism, 1, what=f"a release ({purpose}) of domain '{self.domain}'")
+            what = f"a release ({purpose}) of domain '{self.domain}'"
+            decision = decide_release(self._book.budget, self._book.life, mechanism, what=what)
         except BudgetExhausted as refusal:
             self._refuse(refusal, {**asked, "run_id": release_id, "round": 0, "intents": 1, "why": "the release would pass the ceiling"})
             raise
