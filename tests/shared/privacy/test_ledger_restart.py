@@ -82,7 +82,8 @@ def test_only_what_lies_above_the_booked_ceiling_can_be_spent(begin_again: Make,
 def begin_again_elsewhere(ledger: Ledger, *, ceiling: float) -> Ledger:
     return Ledger.restart(
         ledger._file.path.with_name("other.sqlite"),
-        signer=KEYS, domain="books", ceiling_epsilon=ceiling, delta=1e-6, set_by="x", booked_epsilon=8.0, booked_delta=1e-5, last_receipt=None,
+        signer=KEYS, domain="books", ceiling_epsilon=ceiling, delta=1e-6, set_by="x",
+        booked_epsilon=8.0, booked_delta=1e-5, last_receipt=None,
     )  # fmt: skip
 
 
