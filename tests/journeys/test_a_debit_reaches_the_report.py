@@ -15,7 +15,8 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
 from shared.errors import BudgetExhausted
-from shared.privacy.ledger import Ledger
+from shared.privacy.ledger import Ledger, read_events
+from shared.privacy.receipts import read_receipts
 from simulations.scenario import run_scenario
 from tests.journeys.tiny_world import DOMAINS, metrics, tiny
 
@@ -76,6 +77,9 @@ def test_two_runs_add_up_and_a_third_one_trains_nothing(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
     assert [(line["replies"], line["refused"]) for line in lines] == [(list(DOMAINS), [])] * 2  # the receipts of both runs were accepted
     assert lines[-1]["epsilon"] == {domain: second[domain]["epsilon"] for domain in DOMAINS}
+    kept = read_receipts(ledgers / "receipts.json")  # beside the ledgers, because it has to outlive each run
+    assert [(domain, each.holds(), each.count_of_intents) for domain, each in kept.items()] == [(domain, True, 4) for domain in DOMAINS]
+    assert {domain: each.head_hash for domain, each in kept.items()} == {d: read_events(ledgers / f"{d}.sqlite")[-1].hash for d in DOMAINS}
     print({number: {d: round(spent[d]["epsilon"], 4) for d in DOMAINS} for number, spent in ((1, first), (2, second))})
     a_third_run_is_refused(tmp_path)
     and_so_is_the_command(tmp_path)
