@@ -8,12 +8,13 @@ not agree on, infinity) are null. Times are UTC, by the partner's clock. Hashes 
 format, schema               "isthmus-privacy-report" and `SCHEMA`
 generated_utc                when this report was made
 status, status_means         WITHIN BUDGET, WITHIN RAISED BUDGET, EXCEEDED or NOT VERIFIED: the worst of the domains' (`report_status`)
+plain_words                  paragraphs for an officer and a board member, about all domains together
 reasons                      list of {domain, code, event, what, leads_to}; leads_to is a status, or null for a remark
 identity                     A. system, version, packages of the machine that made the report, and the fields of `report_about`
 deployment                   C. model, parties and what each is trusted with, adversary, number of domains, secure_aggregation
 domains                      one record per ledger:
   domain, status, reasons    as above, for this ledger
-  plain_words                paragraphs for an officer and a board member; empty where there is no number to explain
+  plain_words                the same about this domain; empty where there is no number to explain
   guarantee                  B. flavour, unit, neighbours, covers, lifetime, contribution, epsilon, delta, ceiling, genesis_ceiling,
                              ceilings (event, by, why, epsilon_spent_then), remaining, booked_epsilon, private, replace_one_epsilon,
                              why_no_number
@@ -139,7 +140,8 @@ def assemble(domains: Sequence[Mapping[str, Any]], recomputed: Recomputation | N
         "generated_utc": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "status": str(status),
         "status_means": verdict.MEANS[status],
-        "reasons": reasons,
+        "reasons": sorted(reasons, key=verdict.weight),
+        "plain_words": _plain_words(domains, recomputed),
         "identity": {
             "system": "isthmus: federated cross-domain recommendation",
             "packages_of_the_reporting_machine": {name: _version(name) for name in _PACKAGES},
@@ -171,6 +173,14 @@ def assemble(domains: Sequence[Mapping[str, Any]], recomputed: Recomputation | N
             **fields_of(about, None, "risk"),
         },
     }
+
+
+def _plain_words(domains: Sequence[Mapping[str, Any]], recomputed: Recomputation | None) -> list[str]:
+    if len(domains) == 1:
+        return list(domains[0]["plain_words"])
+    last = recomputed.persons[-1] if recomputed is not None else None
+    told = facts.number(last.epsilon) if last is not None and last.agree else None
+    return words.plain_words_together([one["domain"] for one in domains], epsilon=told, delta=last.delta if last is not None else 0.0)
 
 
 def _persons(recomputed: Recomputation | None) -> dict[str, Any]:

@@ -30,6 +30,8 @@ def page(report: Mapping[str, Any]) -> str:
         "exact": _exact,
         "count": lambda value: f"{value:,}",
         "bytes": _bytes,
+        "delta": words.delta_text,
+        "tested": _tested,
         "date": lambda value: value[:10] if value else words.NOT_STATED,
         "moment": lambda value: f"{value[:10]} {value[11:19]}" if value else words.NOT_STATED,
         "stated": lambda value: value or words.NOT_STATED,
@@ -53,6 +55,16 @@ def page(report: Mapping[str, Any]) -> str:
         most_runs=MOST_RUNS,
         most_tests=MOST_TESTS,
     )
+
+
+def _tested(code: Mapping[str, Any]) -> str:
+    """Since when all code that trained has passed tiers 1 and 2, in a word or two."""
+    tests = [test for one in code["trained"] for test in one["tests"].values()]
+    if not tests:
+        return "nothing trained"
+    if any(test is None for test in tests):
+        return "not tested"
+    return "refuted" if any(test["verdict"] != "passed" for test in tests) else f"passed {min(test['time_utc'] for test in tests)[:10]}"
 
 
 def _plot(domain: Mapping[str, Any]) -> Markup | None:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from .report_words import epsilon_text
+
 SPENT = "#0072B2"
 CEILING = "#A34A00"  # Okabe and Ito's vermilion, darker: it is text too, and 4.5:1 on white is asked of text
 INFORMATION = "#5b6770"
@@ -109,11 +111,11 @@ def _name_lines(axes: Any, decides: Sequence[Point], information: Sequence[Point
     paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
     ends = {"ha": "right", "textcoords": "offset points", "bbox": paper}
     below = top - room < spent <= top and not information
-    name = f"spent {spent:.2f}" + (" (decides)" if information else "")
+    name = f"spent {epsilon_text(spent)}" + (" (decides)" if information else "")
     axes.annotate(name, (end, spent), xytext=(0, -15 if below else 4), color=SPENT, size=10.5, weight="bold", **ends)
     if information:
         under = information[-1][2]
-        axes.annotate(f"PLD {under:.2f}, information", (end, under), xytext=(0, -15), color=INFORMATION, size=9.5, **ends)
+        axes.annotate(f"PLD {epsilon_text(under)}, information", (end, under), xytext=(0, -15), color=INFORMATION, size=9.5, **ends)
 
 
 def _finish(axes: Any, points: Sequence[Point], *, top: float, end: int) -> None:

@@ -118,6 +118,12 @@ def from_code(domain: str, trained: Iterable[Mapping[str, Any]]) -> list[dict[st
     return found
 
 
+def weight(one: Mapping[str, Any]) -> int:
+    """Sorts reasons: the gravest first, remarks last."""
+    ranks = {str(status): rank for rank, status in enumerate(WORST_FIRST)}
+    return ranks.get(one["leads_to"], len(ranks))
+
+
 def status_of(reasons: Iterable[Mapping[str, Any]]) -> ReportStatus:
     """The worst that the reasons lead to.
 

@@ -7,6 +7,7 @@ other partners receive, the whole life of the ledger.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 UNIT = "one user with all their interactions in one domain, their links and every passport they brought there"
 NEIGHBOURS = "add or remove one user in one domain"
@@ -215,13 +216,23 @@ def odds_factor_text(epsilon: float) -> str:
     return f"{factor:,.0f}" if factor >= 100 else f"{factor:.3g}"
 
 
+def delta_text(delta: float) -> str:
+    """A small chance as people write it.
+
+    >>> delta_text(1e-5), delta_text(2.2e-6), delta_text(1e-9), delta_text(0.0)
+    ('0.00001', '0.0000022', '1e-09', '0')
+    """
+    if not 1e-7 <= delta < 1.0:
+        return f"{delta:g}"
+    return f"{delta:.{2 - math.floor(math.log10(delta))}f}".rstrip("0").rstrip(".")
+
+
 def probability_text(delta: float) -> str:
     """
     >>> probability_text(1e-5), probability_text(2e-6), probability_text(1.1e-5)
     ('0.00001 (1 in 100,000)', '0.000002 (1 in 500,000)', '0.000011 (1 in 90,900)')
     """
-    digits = max(0, -math.floor(math.log10(delta))) + 2
-    return f"{delta:.{min(digits, 20)}f}".rstrip("0").rstrip(".") + f" (1 in {_three_digits_down(1 / delta):,})"
+    return f"{delta_text(delta)} (1 in {_three_digits_down(1 / delta):,})"
 
 
 def posterior(prior: float, epsilon: float) -> float:
@@ -275,6 +286,23 @@ def plain_words(domain: str, *, epsilon: float, delta: float, ceiling: float) ->
         f"For one person: somebody who knows everybody else's data, and holds it for {before} likely that this person is among the users, "
         f"can be brought to at most {most} by all of it, with the same exception. That is a limit for the worst case, not a forecast; "
         "without such protection there is no limit. A factor of 1 would mean that nothing at all can be learned about anybody.",
-        f"The domain permits epsilon {ceiling:g} for its whole life and has spent {epsilon_text(epsilon)} of it. What is spent never comes "
-        "back.",
+        f"The domain permits epsilon {ceiling:g} for its whole life and has spent {epsilon_text(epsilon)}"
+        + (" of it. What is spent never comes back." if epsilon <= ceiling else ": MORE than it permits. What is spent never comes back."),
+    ]
+
+
+def plain_words_together(domains: Sequence[str], *, epsilon: float | None, delta: float) -> list[str]:
+    """What several domains mean for one person who is in all of them; ``epsilon`` is None where no number may be given."""
+    first = (
+        "Each domain keeps its users' interactions at home, and what it sends is blurred with random noise. How far this protects one "
+        "person in one domain stands in that domain's section."
+    )
+    if epsilon is None:
+        return [first, "For a person who is in all of these domains no number can be given."]
+    return [
+        first,
+        f"A person who is in all of {', '.join(domains)} is covered by everything they sent, together. Think of two worlds that differ in "
+        "one thing: in one of them, that person was never a user of any of them. Whatever anybody concludes from everything that was ever "
+        f"received from them, its odds differ between the two worlds by a factor of at most e^{epsilon_text(epsilon)} = "
+        f"{odds_factor_text(float(epsilon_text(epsilon)))}, except with probability {probability_text(delta)}.",
     ]

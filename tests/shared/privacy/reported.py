@@ -1,4 +1,4 @@
-"""A domain with everything that a report needs: a signed ledger, its egress manifest and the coordinator's receipt, written by the real parts."""
+"""A domain with everything that a report needs, by the real parts: a signed ledger, its egress manifest, the coordinator's receipt."""
 
 from __future__ import annotations
 
