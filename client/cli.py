@@ -5,8 +5,6 @@ Heavy libraries are imported inside the commands: ``--help`` answers at once.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -15,8 +13,13 @@ import typer
 
 from shared.console import error_record, guarded
 
-from .commands.answers import EPILOG, print_document
+from .commands.answers import EPILOG, epilog, print_document
+from .commands.canary import EPILOG as CANARY_EPILOG
+from .commands.canary import canary
+from .commands.forget import forget
+from .commands.ledger import ledger
 from .commands.passports import passport
+from .commands.release import release
 
 app = typer.Typer(
     help="One domain's private side: what a partner does with its own data, on its own machines.",
@@ -27,12 +30,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(passport, name="passport")
-for name in ("ledger", "release"):
-    if importlib.util.find_spec(f"client.commands.{name}"):
-        app.add_typer(getattr(importlib.import_module(f"client.commands.{name}"), name), name=name)
-for name in ("forget", "canary"):
-    if importlib.util.find_spec(f"client.commands.{name}"):
-        app.command(name)(getattr(importlib.import_module(f"client.commands.{name}"), name))
+app.add_typer(ledger, name="ledger")
+app.add_typer(release, name="release")
+app.command(epilog=CANARY_EPILOG)(canary)
+app.command(epilog=epilog(0, 1, 2, 3, 4, 6, 7, 8, 9, 12, 17, 130))(forget)
 
 
 @app.callback()

@@ -224,10 +224,23 @@ def test_help_answers_at_once_and_loads_no_heavy_library() -> None:
     assert found.stdout == "set()\n"
 
 
-@pytest.mark.parametrize("words", [[], ["passport"], *(["passport", name] for name in ("keys", "export", "import", "list"))])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["canary"],
+        ["forget"],
+        *(["passport", *name] for name in ((), ("keys",), ("export",), ("import",), ("list",))),
+        *(
+            ["ledger", *name]
+            for name in ((), ("create",), ("show",), ("export",), ("raise-ceiling",), ("rotate-key",), ("restart",), ("upgrade",))
+        ),
+        *(["release", *name] for name in ((), ("popularity",), ("count",), ("metric",))),
+    ],
+)
 def test_every_help_page_documents_its_exit_codes(words: list[str]) -> None:
     page = " ".join(CliRunner().invoke(cli.app, [*words, "--help"], prog_name="isthmus-client").output.split())
 
     assert "12 passport or key" in page
-    if words[-1:] == ["export"]:
+    if words == ["passport", "export"]:
         assert "for a short history it shows the items themselves" in page
