@@ -224,7 +224,7 @@ class _Reading:
         if not book.private:
             what = "the ledger says of itself that it protects nobody: NOT PRIVATE"
             yield Finding(code="not-private", event=1, what=what, status=Status.NOT_VERIFIABLE)
-        if spent > book.budget.ceiling_epsilon * (1.0 + 1e-9):
+        elif spent > book.budget.ceiling_epsilon * (1.0 + 1e-9):
             what = f"epsilon {spent:.4g} is spent, and the ceiling is {book.budget.ceiling_epsilon:.4g}"
             yield Finding(code="ceiling", event=None, what=what, status=Status.EXCEEDED)
         if book.budget.booked:
