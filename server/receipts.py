@@ -6,7 +6,10 @@ the partners keep their ledgers, and give it to whoever audits them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,15 +50,25 @@ class ReceiptsFile:
             AuditError: what is there cannot be read.
             StorageError: it cannot be written; what was there still is.
         """
-        kept = self.load()
-        latest = newest((*kept.values(), *receipts.values()))
-        if latest == kept:
-            return
+        with self._alone():
+            kept = self.load()
+            latest = newest((*kept.values(), *receipts.values()))
+            if latest != kept:
+                replace_file(self.path, receipts_text(latest.values()).encode())
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Runs of other partners may use the same file at the same time."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path.with_name(f".{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise StorageError(f"{self.path.parent} cannot be made ({error.strerror})", do="Choose another place for it.") from None
-        replace_file(self.path, receipts_text(latest.values()).encode())
+            raise StorageError(f"{self.path} cannot be written ({error.strerror})", do="Choose another place for it.") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
 
 
 def newest(receipts: Iterable[SignedReceipt]) -> dict[str, SignedReceipt]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,18 @@ def test_the_newest_receipt_of_each_domain_is_kept_whoever_brings_it(tmp_path: P
     assert {domain: kept.count_of_intents for domain, kept in file.load().items()} == {"arts": 2, "books": 5, "cameras": 1}
     again = receipt(count=2, epsilon_spent=3.0)
     assert newest([receipt(count=2), again, receipt(count=1)]) == {"arts": again}
+
+
+def test_runs_at_the_same_time_do_not_lose_one_anothers_receipts(tmp_path: Path) -> None:
+    file = ReceiptsFile(tmp_path / "receipts.json")
+
+    def rounds(client: int) -> None:
+        for count in range(1, 11):
+            file.keep({DOMAINS[client]: receipt(client, count)})
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(rounds, range(4)))
+    assert {domain: kept.count_of_intents for domain, kept in file.load().items()} == dict.fromkeys(DOMAINS, 10)
 
 
 def test_a_file_that_cannot_be_written_says_so_and_keeps_what_was_there(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.egress_manifest import Manifest
-from shared.errors import AuditError
+from shared.errors import AuditError, StorageError
 from shared.privacy.manifest import ManifestLine, ManifestReading, chained, encoded, read_line, read_manifest
 
 DIGEST = "0123456789abcdef" * 4
@@ -175,6 +176,21 @@ def test_a_first_line_that_a_crash_cut_short_is_replaced(tmp_path: Path) -> None
     path.write_bytes(b'{"bytes":10')
     filled(path, 1)
     assert (read_manifest(path).intact, len(read_manifest(path).lines)) == (True, 1)
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_line_stops_the_message_and_leaves_the_chain_whole(tmp_path: Path) -> None:
+    path = filled(tmp_path / "egress.jsonl")
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, hard))
+    try:
+        with pytest.raises(StorageError):
+            Manifest(path).blocked(kind="train", why="exception")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (read_manifest(path).torn, len(read_manifest(path).lines)) == (True, N)
+    filled(path, 1)
+    assert (read_manifest(path).intact, len(read_manifest(path).lines), path.read_bytes().startswith(before)) == (True, N + 1, True)
 
 
 def old_line(number: int) -> bytes:
