@@ -24,7 +24,8 @@ from .settings import ClientSettings
 MEANS_RAISED = (
     "A raised ceiling cannot be lowered again. From here on every report of this domain says WITHIN RAISED BUDGET and shows the ceiling it "
     "began with beside the new one. From here on the Renyi filter decides, because what is permitted was changed after outputs were seen: "
-    "it counts what was spent higher than before, so that the room that is gained is less than the difference of the two ceilings."
+    "it counts what was spent higher than before, so that the room that is gained is less than the difference of the two ceilings. The "
+    "coordinator drops this domain's replies where they show more than the ceiling it agreed on with you."
 )
 
 

@@ -168,8 +168,8 @@ def rotate_key(
     off at any moment, the next command finishes or undoes the change; neither key is lost.
 
     Passports that were sealed to the old keys can no longer be opened: import what lies in the inbox first. Partners need the new public
-    file before they seal or check passports again, and so does whoever audits. Tell the coordinator the new fingerprint: it knows the old
-    key.
+    file before they seal or check passports again, and so does whoever audits. The coordinator drops this domain's replies until it writes
+    the new verify_key into its list of partners.
 
     \b
     Example:

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from ..ledger_restart import Restarted
 
 ROTATED = (
-    "Passports that were sealed to the old keys can no longer be opened; the old private keys are gone. Partners, the coordinator and "
-    "auditors need the new public file, and should compare its fingerprint with you."
+    "Passports that were sealed to the old keys can no longer be opened; the old private keys are gone. Partners, auditors and the "
+    "coordinator need the new public file, and should compare its fingerprint with you: until the coordinator writes the new verify_key "
+    "into its list of partners, it drops this domain's replies."
 )
 RESTARTED = (
     "The whole ceiling of the lost ledger counts as spent, and every later report of this domain says WITHIN RAISED BUDGET. Runs that were "
-    "under way cannot go on: the coordinator begins new ones."
+    "under way cannot go on: the coordinator begins new ones, and drops this domain's replies where they show more than the ceiling it "
+    "agreed on with you."
 )
 
 
@@ -90,7 +92,10 @@ def rotated(domain: str, path: Path, changed: Rotated) -> tuple[dict[str, Any], 
         "fingerprint": changed.new.fingerprint,
         "means": ROTATED,
     }
-    return document, f"new public keys of '{domain}': {path}\nfingerprint: {changed.new.fingerprint}\n{ROTATED}"
+    return (
+        document,
+        f"new public keys of '{domain}': {path}\nverify_key: {changed.new.verify_key}\nfingerprint: {changed.new.fingerprint}\n{ROTATED}",
+    )
 
 
 def restarted(domain: str, path: Path, made: Restarted) -> tuple[dict[str, Any], str]:
@@ -116,5 +121,7 @@ def restarted(domain: str, path: Path, made: Restarted) -> tuple[dict[str, Any],
         RESTARTED,
     ]
     if not made.known_key:
-        lines.append("The receipt was signed with another key than the one in use now: tell the coordinator the new one.")
+        lines.append(
+            f"The receipt was signed with another key than the one in use now. Tell the coordinator the new one: {made.verify_key}"
+        )
     return document, "\n".join(lines)
