@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -63,21 +64,40 @@ def forgetting(root: Path, killer: Killer) -> None:
     forget(ClientSettings.read(root / "books" / "partner.toml"), ["p003"], on_step=killer.step)
 
 
+def releasing(root: Path, killer: Killer) -> None:
+    from client.releases import Ask, release
+    from client.settings import ClientSettings
+
+    release(ClientSettings.read(root / "books" / "partner.toml"), Ask(purpose="count", noise_multiplier=30.0), out=root / "users.json")
+
+
 def main() -> None:
-    """Arguments: world, folder for the copies, the first moment and the stride, most moments."""
-    world, folder, first, stride = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    """Arguments: name of the work, world, folder for the copies, and from one unnamed moment to the next that is tried."""
+    work = {"forgetting": forgetting, "releasing": releasing}[sys.argv[1]]
+    world, folder, stride = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
     import client.delivery
     import client.forgetting
-    import client.model.text_encoder  # noqa: F401
+    import client.model.text_encoder
+    import client.releases  # noqa: F401
 
     shutil.copytree(world, folder / "whole")
-    assert child(forgetting, folder / "whole", -1, folder / "moments.json") == 0
+    assert child(work, folder / "whole", -1, folder / "moments.json") == 0
     moments = json.loads((folder / "moments.json").read_text())
     steps = [at for at, what in enumerate(moments) if what.startswith("step")]
-    for at in sorted({*steps, *range(first, len(moments), stride)}):
+    for at in sorted({*steps, *range(0, len(moments), stride)}):
         copy = folder / f"killed-{at}"
         shutil.copytree(world, copy)
-        assert os.WTERMSIG(child(forgetting, copy, at, folder / "none")) == signal.SIGKILL, moments[at]
+        assert os.WTERMSIG(child(work, copy, at, folder / "none")) == signal.SIGKILL, moments[at]
+
+
+def killed(work: str, world: Path, folder: Path, *, every: int) -> tuple[list[str], dict[int, Path]]:
+    """Moments of a piece of work, and copies of a world that were killed right before some of them."""
+    folder.mkdir(exist_ok=True)
+    program = [sys.executable, __file__, work, str(world), str(folder), str(every)]
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run(program, check=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"})
+    copies = {int(path.name.removeprefix("killed-")): path for path in folder.glob("killed-*")}
+    return json.loads((folder / "moments.json").read_text()), copies
 
 
 if __name__ == "__main__":

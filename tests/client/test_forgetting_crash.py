@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,21 +13,17 @@ from client.preparation import prepare
 from client.register import Register, marks_of
 from client.serving_state import ServingFolder
 from shared.errors import StateError
+from tests.client.kill_anywhere import killed
 from tests.client.partner_world import CONFIG, LINKED, World, link_id, people
 from tests.client.test_forgetting import pseudonym_of, traces, utf32
 
 GONE = "p003"
 STEPS = ["mark", "notices", "outbox", "inbox", "register", "table", "prepared", "serving", "finished"]
-ROOT = Path(__file__).resolve().parents[2]
 
 
-def killed(finished: World, tmp_path: Path, *, every: int) -> tuple[list[str], dict[int, World]]:
-    """Moments of one erasure, and copies of the world that were killed right before some of them."""
-    program = [sys.executable, str(ROOT / "tests/client/kill_anywhere.py"), str(finished.root), str(tmp_path), "0", str(every)]
-    subprocess.run(program, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
-    copies = {int(path.name.removeprefix("killed-")): path for path in tmp_path.glob("killed-*")}
-    worlds = {at: World(root=path, space_version=finished.space_version) for at, path in copies.items()}
-    return json.loads((tmp_path / "moments.json").read_text()), worlds
+def killed_erasures(finished: World, tmp_path: Path, *, every: int) -> tuple[list[str], dict[int, World]]:
+    moments, copies = killed("forgetting", finished.root, tmp_path, every=every)
+    return moments, {at: World(root=path, space_version=finished.space_version) for at, path in copies.items()}
 
 
 def check(world: World, whole: World, *, marked: bool, call: str) -> None:
@@ -66,7 +58,7 @@ def check(world: World, whole: World, *, marked: bool, call: str) -> None:
 
 @pytest.mark.journey
 def test_killed_at_each_step_the_next_call_finishes(finished: World, tmp_path: Path) -> None:
-    moments, worlds = killed(finished, tmp_path, every=10_000)
+    moments, worlds = killed_erasures(finished, tmp_path, every=10_000)
     assert [what.removeprefix("step ") for what in moments if what.startswith("step")] == STEPS
     whole = World(root=tmp_path / "whole", space_version=finished.space_version)
     first = moments.index("step notices")  # until here the mark may be missing
@@ -78,7 +70,7 @@ def test_killed_at_each_step_the_next_call_finishes(finished: World, tmp_path: P
 
 @pytest.mark.slow
 def test_killed_before_any_change_on_the_disk_the_next_call_finishes(finished: World, tmp_path: Path) -> None:
-    moments, worlds = killed(finished, tmp_path, every=1)
+    moments, worlds = killed_erasures(finished, tmp_path, every=1)
     assert len(worlds) == len(moments) > 50
     whole = World(root=tmp_path / "whole", space_version=finished.space_version)
     for at, world in worlds.items():
