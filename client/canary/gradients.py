@@ -23,12 +23,15 @@ _USERS, _ITEMS, _SPREAD = 4, 3, 0.3
 
 
 def per_user_gradients(model: objective.InterestModel, batch: Batch) -> np.ndarray:
-    """(batch, p) gradients as training computes them."""
+    """(batch, p) gradients as training computes them; NaN where they are not one for each user."""
     wrapped = dp_sgd.PerUserGradients(model, loss_reduction="sum")
     wrapped.train()
     try:
         wrapped(batch).sum().backward()
-        return np.concatenate([_sample(p).flatten(1).numpy() for p in model.parameters()], axis=1)
+        samples = [_sample(p).flatten(1).numpy() for p in model.parameters()]
+        if any(len(sample) != batch.users for sample in samples):
+            return np.full((batch.users, sum(sample.shape[1] for sample in samples)), np.nan)
+        return np.concatenate(samples, axis=1)
     finally:
         wrapped.zero_grad(set_to_none=True)
         wrapped.to_standard_module()
@@ -46,13 +49,17 @@ def gradient_error(model: objective.InterestModel, batch: Batch) -> float:
         loss = model(batch.part(position, position + 1)).sum()
         truth = np.concatenate([g.flatten().numpy() for g in torch.autograd.grad(loss, list(model.parameters()))])
         errors.append(relative_error(mine, truth))
-    return max(errors)
+    return _worst(errors)
 
 
 def coupling(model: objective.InterestModel, alone: Batch, together: Batch) -> float:
     """Largest relative change of the gradients of the first users of ``together`` against those of the batch ``alone``."""
     pairs = zip(per_user_gradients(model, alone), per_user_gradients(model, together), strict=False)
-    return max(relative_error(b, a) for a, b in pairs)
+    return _worst([relative_error(b, a) for a, b in pairs])
+
+
+def _worst(errors: list[float]) -> float:
+    return float(np.max(np.nan_to_num(errors, nan=np.inf)))
 
 
 def moved_model(config: RunConfig, domain: str, seed: int = 2) -> objective.InterestModel:

@@ -227,10 +227,12 @@ class Partner:
     def serving(self) -> ServingFolder:
         return ServingFolder(self.home / "serving")
 
-    def update(self, number: int = 1) -> TransferUpdate:
-        """One real local round."""
+    def update(self, number: int = 1, last_receipt: str = "") -> TransferUpdate:
+        """One real local round; ``last_receipt`` as the coordinator shows it."""
         return local_round.run(
-            RoundInstruction(run_id=self.run_id, round=number, config_hash=self.config.config_hash, arrays=self.layer),
+            RoundInstruction(
+                run_id=self.run_id, round=number, config_hash=self.config.config_hash, arrays=self.layer, last_receipt=last_receipt
+            ),
             config=self.config,
             data=lambda: self.data,
             domain=self.domain,

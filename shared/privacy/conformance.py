@@ -120,9 +120,10 @@ def sensitivity(with_user: np.ndarray, without_user: np.ndarray, mechanism: Mech
 
 
 def batch_sizes(batches: Sequence[np.ndarray], users: int, rate: float) -> float:
-    """T4. p-value of the sizes of batches: each is Binomial(users, rate)."""
-    sizes = np.array([len(batch) for batch in batches], dtype=np.float64)
-    return two_sided(stats.chi2(len(sizes)), float(((sizes - users * rate) ** 2).sum() / (users * rate * (1 - rate))))
+    """T4. p-value of the sizes of batches, each Binomial(users, rate): how far they spread, and what they add up to (Bonferroni)."""
+    sizes = np.array([len(batch) for batch in batches])
+    spread = two_sided(stats.chi2(len(sizes)), float(((sizes - users * rate) ** 2).sum() / (users * rate * (1 - rate))))
+    return min(1.0, 2 * min(spread, _binomial(int(sizes.sum()), users * len(sizes), rate)))
 
 
 def inclusion(batches: Sequence[np.ndarray], users: int, rate: float) -> float:
@@ -155,7 +156,11 @@ def two_sided(law: stats.rv_continuous, value: float) -> float:
 
 def _total(events: np.ndarray, chance: float) -> float:
     """Exact p-value of how many of independent events of one chance came true."""
-    law, count = stats.binom(events.size, chance), int(events.sum())
+    return _binomial(int(events.sum()), events.size, chance)
+
+
+def _binomial(count: int, trials: int, chance: float) -> float:
+    law = stats.binom(trials, chance)
     return float(min(1.0, 2 * min(law.cdf(count), law.sf(count - 1))))
 
 

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+from flwr.app import MetricRecord, RecordDict
 
+from client.data.histories import Histories
 from client.model.interest_encoder import AttentionEncoder
 from client.model.objective import Batch, InterestModel
-from client.training import noise
+from client.serving_state import ServingFolder
+from client.state import RoundKey, State
+from client.training import dp_sgd, noise
 from client.training.dp_sgd import PublicOptimizer
 from client.training.examples import Examples
+from client.training.local_round import TrainingData
 from client.training.sampler import PoissonSampler
+from shared.config import RunConfig
+from shared.errors import StateError
+from shared.privacy.ledger import Ledger
+from shared.privacy.mechanism import Mechanism
+from shared.wire import RoundInstruction, TransferUpdate
 
 
 class HalfNoise(noise.SystemNoise):
@@ -55,6 +69,20 @@ class ClipPerTensor(PublicOptimizer):
             sample = parameter.grad_sample.flatten(1).double()
             factors = (self.mechanism.clip_norm / sample.norm(dim=1)).clamp(max=1.0)
             parameter.summed_grad = factors @ sample
+
+
+def in_each_micro_batch(bug: type[PublicOptimizer]) -> type[PublicOptimizer]:
+    """The same bug where a batch comes in pieces: as planted above, it forgets all but the last."""
+
+    class InEachMicroBatch(bug):  # type: ignore[misc, valid-type]
+        def clip_and_accumulate(self) -> None:
+            before = [parameter.summed_grad for parameter in self.params]
+            super().clip_and_accumulate()
+            for parameter, earlier in zip(self.params, before, strict=True):
+                if earlier is not None:
+                    parameter.summed_grad = parameter.summed_grad + earlier
+
+    return InEachMicroBatch
 
 
 class NonFiniteKept(PublicOptimizer):
@@ -164,3 +192,156 @@ class PositionTableWithoutBatch(AttentionEncoder):
         mean = torch.einsum("bl,bld->bd", attention, history)
         moved: torch.Tensor = self.expand(torch.tanh(self.reduce(mean)))
         return mean + moved
+
+
+class PrivateIdf(Examples):
+    """Weighs items by how rare they are among this domain's users."""
+
+    def __init__(self, *, histories: Histories, coordinates: np.ndarray, **rest: Any) -> None:
+        counts = np.bincount(histories.items, minlength=len(coordinates))
+        idf = np.log((1 + len(histories)) / (1 + counts)).astype(np.float32)
+        super().__init__(histories=histories, coordinates=coordinates * idf[:, None], **rest)
+
+
+class SkipsSmallBatches(PoissonSampler):
+    """Draws again until enough came."""
+
+    def draw(self, users: int, rate: float) -> np.ndarray:
+        batch = super().draw(users, rate)
+        while len(batch) < users * rate:
+            batch = super().draw(users, rate)
+        return batch
+
+
+class NoiseOfTheRound(noise.SeededNoise):
+    """Secret, but named by the round: a round that is repeated after a crash adds the same noise to other batches."""
+
+    private = True
+
+    def __init__(self, *named: object) -> None:
+        super().__init__("a secret of this domain", *named)
+
+
+class OneNoiseForAllTensors(noise.SystemNoise):
+    """Fresh for each release, but the same numbers for each block of it."""
+
+    def normal(self, count: int) -> np.ndarray:
+        block = super().normal(math.ceil(count / 2))
+        return np.concatenate([block, block])[:count]
+
+
+class DebitAfterTraining(Ledger):
+    """Books an attempt when it succeeded."""
+
+    _asked: dict[str, Any]
+
+    def intent(self, **asked: Any) -> int:
+        self._asked = asked
+        return 1 + sum(event.kind == "intent" and event.payload["round"] == asked["round"] for event in self.events())
+
+    def commit(self, **asked: Any) -> None:
+        super().intent(**self._asked)
+        super().commit(**asked)
+
+
+def named_noise(config: RunConfig, named: tuple[object, ...]) -> noise.NoiseSource:
+    return NoiseOfTheRound(*named)
+
+
+def noise_without_domain(config: RunConfig, named: tuple[object, ...]) -> noise.NoiseSource:
+    """Named by the run's seed and the round, and not by the domain."""
+    seed, _domain, round_ = named
+    return NoiseOfTheRound(seed, round_)
+
+
+def trained_on_one_step_less(*arguments: Any, mechanism: Mechanism, **named: Any) -> None:
+    """Pays for a step and does not take it."""
+    dp_sgd.train(*arguments, mechanism=mechanism.for_steps(max(1, mechanism.steps - 1)), **named)
+
+
+def divided_by_the_private_number(*arguments: Any, users: int, divisor: float, **named: Any) -> None:
+    """Divides by the number of training users there are, as a mean over the data does."""
+    del divisor
+    dp_sgd.train(*arguments, users=users, divisor=float(max(users, 1)), **named)
+
+
+def with_number_of_examples() -> tuple[Callable[..., None], type[TransferUpdate]]:
+    """A `train` that remembers how many users there were, and an update that says so, as Flower's own examples do."""
+    seen: list[int] = []
+
+    def train(*arguments: Any, users: int, **named: Any) -> None:
+        seen.append(users)
+        dp_sgd.train(*arguments, users=users, **named)
+
+    class WithNumberOfExamples(TransferUpdate):
+        def pack(self) -> RecordDict:
+            content = TransferUpdate.pack(self)
+            content["num-examples"] = MetricRecord({"num-examples": seen[-1]})
+            return content
+
+    return train, WithNumberOfExamples
+
+
+def per_user_events(real: Callable[..., TransferUpdate]) -> Callable[..., TransferUpdate]:
+    """A local round that notes each user it trained on."""
+
+    def run(instruction: RoundInstruction, *, data: Callable[[], TrainingData], **rest: Any) -> TransferUpdate:
+        update = real(instruction, data=data, **rest)
+        with Ledger.open(rest["ledger_path"], signer=rest["signer"]) as ledger:
+            for user in range(len(data().histories)):
+                ledger.note(f"trained on user {user}")
+        return update
+
+    return run
+
+
+def starts_from_the_serving_head(
+    real_run: Callable[..., TransferUpdate], real_start: Callable[..., InterestModel]
+) -> tuple[Callable[..., TransferUpdate], Callable[..., InterestModel]]:
+    """A local round whose model begins with the scale of the head that was fitted on exact data."""
+    scale: list[float] = []
+
+    def run(instruction: RoundInstruction, **rest: Any) -> TransferUpdate:
+        scale.clear()
+        with contextlib.suppress(StateError):
+            serving = ServingFolder(rest["ledger_path"].parent / "serving").current()
+            if serving is not None:
+                scale.append(max(float(array[0]) for name, array in serving.arrays.items() if name.endswith("/scale")) + 1.0)
+        return real_run(instruction, **rest)
+
+    def start(config: RunConfig, domain: str) -> InterestModel:
+        model = real_start(config, domain)
+        with torch.no_grad():
+            model.head.log_scale.weight.add_(sum(scale))
+        return model
+
+    return run, start
+
+
+def goes_on_from_the_last_run(real: Callable[..., State]) -> Callable[..., State]:
+    """Takes whatever state there is for the state of this run."""
+
+    def train(instruction: RoundInstruction, key: RoundKey, attempt: int, previous: State | None, config: RunConfig, *rest: Any) -> State:
+        if previous is not None:
+            previous = dataclasses.replace(previous, key=key, meta={**previous.meta, "config_hash": config.config_hash})
+        return real(instruction, key, attempt, previous, config, *rest)
+
+    return train
+
+
+def keeps_what_it_saw(real: Callable[..., dict[str, np.ndarray]]) -> Callable[..., dict[str, np.ndarray]]:
+    """Leaves another array in the state than parameters and moments."""
+
+    def arrays(*arguments: Any) -> dict[str, np.ndarray]:
+        return {**real(*arguments), "last_batch": np.arange(3)}
+
+    return arrays
+
+
+def sends_something_else(real: Callable[..., dict[str, np.ndarray]]) -> Callable[..., dict[str, np.ndarray]]:
+    """Sends other numbers than those that were trained."""
+
+    def shared(*arguments: Any) -> dict[str, np.ndarray]:
+        return {name: array + np.float32(0.01) for name, array in real(*arguments).items()}
+
+    return shared
