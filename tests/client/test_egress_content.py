@@ -15,7 +15,7 @@ from flwr.common.serde import recorddict_to_proto
 from client.egress import WHY
 from client.ledger_lookup import RoundRecord, round_record
 from shared import wire
-from shared.config import RunConfig
+from shared.config import PROTOCOL, RunConfig
 from shared.errors import REFUSAL_CODES, Refusal
 from shared.privacy.ledger import Ledger
 from shared.privacy.signing import SigningPair
@@ -91,7 +91,7 @@ def test_of_a_refusal_only_its_code_leaves(domain: Domain, code: str) -> None:
         raise Refusal(code, f"epsilon of {MARKER} is above the ceiling")
 
     reply = answer(handler, domain, wire.HELLO)
-    assert dict(reply.content["status"]) == {"status": "refused", "code": code, "protocol": 1}
+    assert dict(reply.content["status"]) == {"status": "refused", "code": code, "protocol": PROTOCOL}
     assert MARKER not in domain.manifest.read_text()
 
 

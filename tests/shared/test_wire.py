@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from shared import wire
-from shared.config import RunConfig
+from shared.config import PROTOCOL, RunConfig
 from shared.errors import REFUSAL_CODES
 from shared.privacy.signing import SigningPair
 from shared.transfer_layer import initial_arrays
@@ -122,7 +122,7 @@ def test_ok_is_no_answer_to_a_round() -> None:
 
 
 def test_a_code_that_is_not_on_the_list_is_refused() -> None:
-    content = RecordDict({"status": ConfigRecord({"status": "refused", "code": "user-4711", "protocol": 1})})
+    content = RecordDict({"status": ConfigRecord({"status": "refused", "code": "user-4711", "protocol": PROTOCOL})})
     with pytest.raises(wire.Malformed):
         wire.reply_schema(wire.TRAIN, CONFIG, TEXT).read(content)
 
