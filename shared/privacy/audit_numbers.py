@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..errors import BudgetExhausted
 from .accountant import running_interval
-from .budget import Budget, Decision, Life, decide, epsilon_of
+from .budget import Budget, Decision, Life, decide, decide_release, epsilon_of
 from .findings import Finding, Status
 from .ledger_book import Book
 from .ledger_schema import Event, mechanism_of
@@ -74,9 +74,12 @@ def _decision(event: Event, before: Before) -> Iterator[Finding]:
     if order is not None and not 1.0 < order < math.inf:
         yield _wrong(event, "the order of the filter is none that a divergence has")
         return
-    intents = said.get("permitted_intents", 1)
+    mechanism = mechanism_of(said["mechanism"])
     try:
-        made = decide(before.budget, before.life, mechanism_of(said["mechanism"]), intents, what="")
+        if event.kind == "release":
+            made = decide_release(before.budget, before.life, mechanism, what="")
+        else:
+            made = decide(before.budget, before.life, mechanism, said["permitted_intents"], what="")
     except BudgetExhausted as refusal:
         taken = before.budget.ceiling_epsilon - refusal.remaining
         what = (
