@@ -23,6 +23,7 @@ import contextlib
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,7 +232,7 @@ def _links_of(settings: ClientSettings, marks: np.ndarray) -> list[str]:
         for people in links.by_partner.values():
             found |= {link_id for link_id in people.link_of(marks) if link_id is not None}
     for folder in _versions(settings):
-        with contextlib.suppress(DataError, OSError):
+        with contextlib.suppress(DataError, OSError, ValueError, KeyError, zipfile.BadZipFile):  # half written, or half deleted
             rows = locate(Histories.open(folder / "everyone").pseudonyms, marks)
             with np.load(folder / "people.npz") as arrays:
                 for name in [name for name in arrays if name.startswith("rows/")]:

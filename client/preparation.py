@@ -261,15 +261,20 @@ def drop_versions(settings: ClientSettings, config: RunConfig | None) -> int:
     if config is not None:
         with contextlib.suppress(DataError):  # a file of the partner's is missing: no version is valid
             valid = _fingerprint(settings, config, marks_of(settings))
+    _clear(parent)  # what an earlier call could not finish
     old = [path for path in parent.iterdir() if _VERSION.fullmatch(path.name) and path.name != valid]
     for path in old:
         for space in path.glob("*/space.npz"):  # where an earlier version of isthmus kept it
             write_file(parent / "spaces" / f"{space.parent.name}.npz", space.read_bytes())
         path.rename(path.with_name(f".{path.name}.gone"))  # out of sight first: nobody may open half of one
-    for path in parent.glob(".*.gone"):
-        shutil.rmtree(path)
+    _clear(parent)
     _sweep(parent)
     return len(old)
+
+
+def _clear(parent: Path) -> None:
+    for path in parent.glob(".*.gone"):
+        shutil.rmtree(path)
 
 
 def _last_used(path: Path) -> int:

@@ -289,15 +289,20 @@ def _compute(settings: ClientSettings, planned: Plan, ledger: Ledger, event: Eve
         },
         "epsilon_of_this_release": epsilon_pld([mechanism], ledger.delta),
         "delta": ledger.delta,
-        "epsilon_of_the_ledger_after_it": ledger.epsilon_spent(),
-        "ceiling_epsilon": ledger.ceiling_epsilon,
+        "epsilon_of_the_ledger_after_it": _number(ledger.epsilon_spent()),
+        "ceiling_epsilon": _number(ledger.ceiling_epsilon),
         "decided_by": event.payload["decided_by"],
         "ledger_event": event.hash,
         "values": planned.values(noisy),
     }
     if not document["private"]:
         document["stamp"] = "NOT PRIVATE"
-    return json.dumps(document, indent=1).encode()
+    return json.dumps(document, indent=1, allow_nan=False).encode()
+
+
+def _number(value: float) -> float | str:
+    """JSON knows no infinity, and a ledger that is not private may hold one."""
+    return value if math.isfinite(value) else "inf"
 
 
 _Made = tuple[dict[str, Any], int, float, str, Callable[[PreparedDomain], np.ndarray], Callable[[np.ndarray], dict[str, Any]]]

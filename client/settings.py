@@ -7,9 +7,10 @@ Paths are relative to the file itself. ``home`` holds what isthmus keeps for thi
       prepared/       histories, text vectors and coordinates as arrays
       state/          training state: DP-trained only
       serving/        serving head: fitted on exact data, never read by training
+      released/       bytes of DP releases, so that asking again gives the same
       passports/      sealed files: outbox and inbox, and the public keys of partners
       ledger.sqlite   what was spent, for life
-      register.sqlite passports and links; local, never handed over
+      register.sqlite passports, links and the keyed marks of the forgotten; local, never handed over
       egress.jsonl    one line for each message that left
 """
 

@@ -146,7 +146,8 @@ def _released(made: Released, file: str) -> str:
     said = made.document
     what = "made and debited" if made.new else "made before: the same bytes, no debit"
     stamp = f"\n{said['stamp']}" if "stamp" in said else ""
+    alone, after, ceiling = (float(said[name]) for name in ("epsilon_of_this_release", "epsilon_of_the_ledger_after_it", "ceiling_epsilon"))
     return (
-        f"{said['release_id']}: {what}\nepsilon of this release alone {said['epsilon_of_this_release']:.4f}, of the ledger after it "
-        f"{said['epsilon_of_the_ledger_after_it']:.4f} of {said['ceiling_epsilon']:.4f} (delta {said['delta']:g})\n{file}{stamp}"
+        f"{said['release_id']}: {what}\nepsilon of this release alone {alone:.4f}, of the ledger after it {after:.4f} of {ceiling:.4f} "
+        f"(delta {said['delta']:g})\n{file}{stamp}"
     )

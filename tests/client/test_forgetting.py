@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -306,3 +307,19 @@ def test_users_forgotten_one_after_the_other_make_a_notice_each(done: World) -> 
     notices = forget(settings, ["p004"]).notices
     opened = [read_notice(n.path, keys=own_keys(done["films"]), me="films", partners=partners(done["films"])) for n in notices if n.path]
     assert sorted(link for each in opened for link in each.link_ids) == sorted([link_id("p003"), link_id("p004")])
+
+
+def test_what_a_killed_process_left_half_written_is_no_obstacle_and_goes(done: World) -> None:
+    settings = done["books"]
+    prepared = settings.at_home("prepared")
+    (version,) = [path.name for path in prepared.iterdir() if path.name != "spaces"]
+    (dead := subprocess.Popen(["true"])).wait()
+    for name in (f".{version}.gone", f".{version}.{dead.pid}"):
+        shutil.copytree(prepared / version, prepared / name)
+        (prepared / name / "people.npz").write_bytes(b"PK\x03\x04 half")
+        (prepared / name / "everyone" / "offsets.npy").unlink()
+
+    forget(settings, [GONE])
+
+    assert len(list(prepared.iterdir())) == 2
+    assert not any(path.name.startswith(".") or path.name == version for path in prepared.iterdir())

@@ -21,6 +21,7 @@ from scipy import stats
 
 from client import release_sums
 from client.data.histories import Histories
+from client.passport_exchange import own_keys
 from client.preparation import prepare
 from client.releases import COUNT, HIT_RATE, METRIC, POPULARITY, Ask, price, release
 from client.serving_state import ServingFolder
@@ -362,3 +363,14 @@ def test_the_kept_bytes_are_plain_json_for_whoever_gets_them(done: World, tmp_pa
     said = json.loads((tmp_path / "users.json").read_text())
     assert said["format"] == "isthmus-release-1"
     assert set(said["values"]) == {"users"}
+
+
+def test_a_release_from_a_ledger_that_promises_nothing_is_stamped(done: World) -> None:
+    settings = done["books"]
+    for path in settings.ledger_path.parent.glob("ledger*"):
+        path.unlink()
+    keys = own_keys(settings)
+    said = {"domain": "books", "ceiling_epsilon": math.inf, "delta": settings.ceiling.delta, "set_by": "nobody"}
+    Ledger.create(settings.ledger_path, signer=keys, private=False, **said).close()
+    document = release(settings, USERS).document
+    assert (document["private"], document["stamp"], document["ceiling_epsilon"]) == (False, "NOT PRIVATE", "inf")
