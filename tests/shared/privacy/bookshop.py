@@ -59,9 +59,11 @@ def write_anew(path: Path, edit: Callable[[int, dict[str, Any]], dict[str, Any]]
     by_force(path, "DELETE FROM events", *(("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", row) for row in rows))
 
 
-def audited(path: Path) -> tuple[Book, list[Event]]:
+def audited(path: Path, *, beside_its_writer: bool = False) -> tuple[Book, list[Event]]:
     """What an auditor does: reads a file that stays as it is, by the rules, and checks the signature of every event.
 
+    Args:
+        beside_its_writer: reads as the owner of an open ledger does.
     Raises:
         LedgerBroken: at the first event that is not signed by the key in force before it.
     """
@@ -75,7 +77,7 @@ def audited(path: Path) -> tuple[Book, list[Event]]:
                 raise LedgerBroken(f"event {event.seq} is not signed by the key in force")
             yield event
 
-    file = LedgerFile.examine(path)
+    file = LedgerFile.read(path) if beside_its_writer else LedgerFile.examine(path)
     try:
         return book, list(checked(file))
     finally:
