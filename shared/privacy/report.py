@@ -29,6 +29,7 @@ domains                      one record per ledger:
   about                      this domain's own words, by section
 persons                      a person in k = 1..K domains: rows of {k, epsilon, delta, domains, agree}, hypothetical, note
 unprotected                  F. list of {name, what}
+preprocessing                F. as stated, or null
 implementation               G. randomness, floating_point, side_channels, keys, tiers
 utility                      H. note, and the words of `report_about`
 risk                         I. erasure_does, erasure_does_not, resistance, and the words of `report_about`

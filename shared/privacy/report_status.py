@@ -31,7 +31,7 @@ WORST_FIRST = (ReportStatus.EXCEEDED, ReportStatus.NOT_VERIFIED, ReportStatus.RA
 MEANS = {
     ReportStatus.WITHIN: "Every check was made, none failed, and what was spent is below the ceiling that was set at the start.",
     ReportStatus.RAISED: "Every check was made, none failed, and what was spent is below the ceiling; but that ceiling is not the first.",
-    ReportStatus.EXCEEDED: "More was spent than the ceiling permits.",
+    ReportStatus.EXCEEDED: "More was spent, or admitted to be spent, than the ceiling permits.",
     ReportStatus.NOT_VERIFIED: "At least one check failed or was not made. Nothing here is vouched for until its reasons are gone.",
 }
 
