@@ -30,7 +30,9 @@ def test_every_file_of_a_room_that_is_not_code_is_declared_as_package_data(proje
 
 
 def test_the_apps_ship_no_package_data_because_a_bundle_holds_code_only(project: dict[str, Any]) -> None:
-    assert set(project["tool"]["setuptools"]["package-data"]) <= {"simulations"}
+    data = project["tool"]["setuptools"]["package-data"]
+    assert set(data) <= {"simulations", "shared"}
+    assert data["shared"] == ["privacy/*.j2"]  # the officer's page: isthmus-audit draws it, no app reads it
 
 
 def test_no_index_takes_this_distribution_by_mistake(project: dict[str, Any]) -> None:
