@@ -14,6 +14,7 @@ identity                     A. system, version, packages of the machine that ma
 deployment                   C. model, parties and what each is trusted with, adversary, number of domains, secure_aggregation
 domains                      one record per ledger:
   domain, status, reasons    as above, for this ledger
+  holds                      false where the ledger is broken: then nothing it says of itself is repeated here
   plain_words                the same about this domain; empty where there is no number to explain
   guarantee                  B. flavour, unit, neighbours, covers, lifetime, contribution, epsilon, delta, ceiling, genesis_ceiling,
                              ceilings (event, by, why, epsilon_spent_then), remaining, booked_epsilon, private, replace_one_epsilon,

@@ -56,7 +56,7 @@ def domain_record(given: Evidence, found: Verification, epsilons: LedgerEpsilons
     events = read_slim(given.ledger) if holds else []
     code = facts.code(events)
     commits = {event.hash: event.seq for event in events if event.kind == "commit"}
-    egress = facts.egress(None if given.manifest is None else read_manifest(given.manifest), commits=commits)
+    egress = facts.egress(None if given.manifest is None else read_manifest(given.manifest), commits=commits if holds else None)
     reasons = [
         *verdict.from_audit(found),
         *verdict.from_skipped(found.domain, receipts=given.receipts is not None, manifest=egress is not None),
@@ -64,14 +64,15 @@ def domain_record(given: Evidence, found: Verification, epsilons: LedgerEpsilons
         *verdict.from_code(found.domain, code["trained"]),
     ]
     status = verdict.status_of(reasons)
-    guarantee = _guarantee(found, epsilons, events)
+    guarantee = _guarantee(found, epsilons if holds else None, events)
     epsilon, ceiling = guarantee["epsilon"], guarantee["ceiling"]
     explained = epsilon is not None and ceiling is not None
     return {
         "domain": found.domain,
         "status": str(status),
         "status_means": verdict.MEANS[status],
-        "reasons": reasons,
+        "reasons": sorted(reasons, key=verdict.weight),
+        "holds": holds,
         "plain_words": words.plain_words(found.domain, epsilon=epsilon, delta=guarantee["delta"], ceiling=ceiling) if explained else [],
         "guarantee": guarantee,
         "course": _course(found, events, shown=epsilon is not None),
@@ -83,7 +84,7 @@ def domain_record(given: Evidence, found: Verification, epsilons: LedgerEpsilons
             "runs": facts.runs(events),
             "releases": facts.releases(events),
         },
-        "accounting": _accounting(found, epsilons, events),
+        "accounting": _accounting(found, epsilons if holds else None, events),
         "egress": egress,
         "code": code,
         "ledger": _ledger(given, found, events),
@@ -123,7 +124,7 @@ def why_no_number(found: Verification, epsilons: LedgerEpsilons | None) -> str:
 def _guarantee(found: Verification, epsilons: LedgerEpsilons | None, events: Sequence[Event]) -> dict[str, Any]:
     why = why_no_number(found, epsilons)
     epsilon = None if why or epsilons is None else facts.number(epsilons.claim)
-    ceiling = facts.number(found.ceiling_epsilon)
+    ceiling = None if epsilons is None else facts.number(found.ceiling_epsilon)
     return {
         "flavour": words.FLAVOUR,
         "unit": words.UNIT,
@@ -132,14 +133,14 @@ def _guarantee(found: Verification, epsilons: LedgerEpsilons | None, events: Seq
         "lifetime": words.LIFETIME,
         "contribution": words.CONTRIBUTION,
         "epsilon": epsilon,
-        "delta": found.claimed_delta,
-        "delta_of_this_ledger": found.delta,
+        "delta": None if epsilons is None else found.claimed_delta,
+        "delta_of_this_ledger": None if epsilons is None else found.delta,
         "ceiling": ceiling,
-        "genesis_ceiling": facts.number(found.genesis_ceiling),
+        "genesis_ceiling": None if epsilons is None else facts.number(found.genesis_ceiling),
         "ceilings": facts.ceilings(events),
         "remaining": None if epsilon is None or ceiling is None else max(0.0, ceiling - epsilon),
-        "booked_epsilon": facts.number(found.booked_epsilon),
-        "private": found.private,
+        "booked_epsilon": None if epsilons is None else facts.number(found.booked_epsilon),
+        "private": None if epsilons is None else found.private,
         "replace_one_epsilon": None if why or epsilons is None else facts.number(epsilons.replace_one),
         "why_no_number": why,
     }
@@ -156,21 +157,18 @@ def _course(found: Verification, events: Sequence[Event], *, shown: bool) -> dic
 
 
 def _accounting(found: Verification, epsilons: LedgerEpsilons | None, events: Sequence[Event]) -> dict[str, Any]:
-    said: dict[str, Any] = {
-        "decided_by": found.decided_by,
-        "decides": words.DECIDES.get(found.decided_by, ""),
-        "filter_order": found.filter_order,
-        "rule": words.RULE,
-        "composition": words.COMPOSITION,
-        "post_processing": words.POST_PROCESSING,
-    }
+    said: dict[str, Any] = {"rule": words.RULE, "composition": words.COMPOSITION, "post_processing": words.POST_PROCESSING}
     if epsilons is None:
-        return {**said, "agree": False, "why": "the ledger does not hold", "groups": [], "steps": 0, "rdp_curve": []}
+        nothing = dict.fromkeys(("decided_by", "decides", "filter_order", "pld", "second", "difference", "rdp", "filter"))
+        return {**said, **nothing, "agree": False, "why": "the ledger does not hold", "groups": [], "steps": 0, "rdp_curve": []}
     three, used_prv = epsilons.epsilons, epsilons.epsilons.prv is not None
     second = three.prv if used_prv else three.second
     mechanisms = [mechanism_of(event.payload["mechanism"]) for event in events if event.kind in ("intent", "release")]
     return {
         **said,
+        "decided_by": found.decided_by,
+        "decides": words.DECIDES[found.decided_by],
+        "filter_order": found.filter_order,
         "pld": facts.number(three.pld),
         "pld_interval": REPORT_INTERVAL,
         "second": facts.number(second),

@@ -250,11 +250,11 @@ def _spread(count: int, most: int) -> list[int]:
     return list(range(count)) if count <= most else sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
 
 
-def egress(reading: ManifestReading | None, *, commits: Mapping[str, int]) -> dict[str, Any] | None:
+def egress(reading: ManifestReading | None, *, commits: Mapping[str, int] | None) -> dict[str, Any] | None:
     """The egress manifest in summary; None where none was handed over.
 
     Args:
-        commits: hash of every commit -> its event number.
+        commits: hash of every commit -> its event number; None where the ledger does not hold, so that nothing can be compared with it.
     """
     if reading is None:
         return None
@@ -282,6 +282,6 @@ def egress(reading: ManifestReading | None, *, commits: Mapping[str, int]) -> di
         "broken_why": reading.why,
         "torn_last_line": reading.torn,
         "head_hash": reading.head,
-        "commits_without_a_line": sorted(event for digest, event in commits.items() if digest not in named),
-        "lines_without_a_commit": sum(1 for digest in named if digest not in commits),
+        "commits_without_a_line": None if commits is None else sorted(event for digest, event in commits.items() if digest not in named),
+        "lines_without_a_commit": None if commits is None else sum(1 for digest in named if digest not in commits),
     }

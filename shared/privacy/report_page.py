@@ -30,7 +30,7 @@ def page(report: Mapping[str, Any]) -> str:
         "exact": _exact,
         "count": lambda value: f"{value:,}",
         "bytes": _bytes,
-        "delta": words.delta_text,
+        "delta": lambda value: "-" if value is None else words.delta_text(value),
         "tested": _tested,
         "date": lambda value: value[:10] if value else words.NOT_STATED,
         "moment": lambda value: f"{value[:10]} {value[11:19]}" if value else words.NOT_STATED,
@@ -57,9 +57,11 @@ def page(report: Mapping[str, Any]) -> str:
     )
 
 
-def _tested(code: Mapping[str, Any]) -> str:
+def _tested(domain: Mapping[str, Any]) -> str:
     """Since when all code that trained has passed tiers 1 and 2, in a word or two."""
-    tests = [test for one in code["trained"] for test in one["tests"].values()]
+    if not domain["holds"]:
+        return "not known"
+    tests = [test for one in domain["code"]["trained"] for test in one["tests"].values()]
     if not tests:
         return "nothing trained"
     if any(test is None for test in tests):

@@ -124,7 +124,10 @@ def test_a_ledger_that_was_changed_has_no_number_and_claims_nothing(partner: Par
     assert (made["domains"][0]["guarantee"]["epsilon"], made["persons"]["rows"], made["plain_words"]) == (None, [], [])
     text = report.render(made)
     assert "Nothing is claimed about what it sent" in text
-    assert "<svg role" not in text
+    assert "nothing that it says of itself is repeated here" in text
+    for said in ("<svg role", "Nothing was trained", "No run was admitted", "by its genesis", "lines without a commit", "never raised"):
+        assert said not in text
+    assert {made["domains"][0]["guarantee"][name] for name in ("ceiling", "delta", "genesis_ceiling", "private")} == {None}
 
 
 def test_an_older_copy_of_a_ledger_has_no_number_because_more_was_spent(partner: Partner) -> None:
