@@ -33,7 +33,7 @@ from shared.privacy.receipts import SignedReceipt as Receipt
 from shared.privacy.receipts import is_receipt_text
 from shared.wire_arrays import ArraySpec, Malformed, check_array, check_names, layer_sha256, payload_sha256
 from shared.wire_record import ARRAYS_KEY, FIELDS_KEY, Record, config_record, read_fields
-from shared.wire_rules import DIGEST, DOMAIN, ROUND, RUN_ID, SHA256, Rule, canonical_json, exactly, toml, whole
+from shared.wire_rules import DIGEST, DOMAIN, ROUND, RUN_ID, SHA256, SIGNATURE, Rule, canonical_json, exactly, or_empty, toml, whole
 
 # The rest of the house reads these names from here.
 __all__ = ["DOMAIN", "ArraySpec", "Malformed", "Receipt", "Record", "canonical_json", "layer_sha256", "payload_sha256"]
@@ -56,12 +56,24 @@ _UNIT = 1.0 + 1e-3  # longest coordinate of a unit vector, with room for roundin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello(Record):
-    """The first message: protocol, run, and the whole run configuration as canonical TOML (later also its signature)."""
+    """The first message: protocol, run, and the whole run configuration as canonical TOML, signed by the coordinator.
 
-    RULES: ClassVar[Mapping[str, Rule]] = {"protocol": whole(0, 2**31 - 1), "run_id": RUN_ID, "config_toml": toml}
+    ``contract_signature`` is `shared.contract.sign` of the configuration, the run and ``bundle_digest``, in hex; empty in simulations.
+    ``bundle_digest`` is the sha256 of the code bundle that the coordinator submitted; empty where it names none.
+    """
+
+    RULES: ClassVar[Mapping[str, Rule]] = {
+        "protocol": whole(0, 2**31 - 1),
+        "run_id": RUN_ID,
+        "config_toml": toml,
+        "contract_signature": or_empty(SIGNATURE),
+        "bundle_digest": or_empty(SHA256),
+    }
     protocol: int = PROTOCOL
     run_id: str
     config_toml: str
+    contract_signature: str = ""
+    bundle_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,10 @@ def exactly(wanted: Any) -> Rule:
     return lambda value: type(value) is type(wanted) and value == wanted
 
 
+def or_empty(rule: Rule) -> Rule:
+    return lambda value: (type(value) is str and value == "") or rule(value)
+
+
 def optional(rule: Rule) -> Rule:
     return lambda value: value is None or rule(value)
 
