@@ -141,12 +141,15 @@ class Ledger(LedgerReading):
         """
         upgrade(path, signer=signer, why=why)
 
-    def admit(self, *, run_id: str, config_hash: str, mechanism: Mechanism, rounds: int, reserve: int) -> None:
+    def admit(
+        self, *, run_id: str, config_hash: str, mechanism: Mechanism, rounds: int, reserve: int, plan_signature: str | None = None
+    ) -> None:
         """Reserves a run's whole plan: ``rounds + reserve`` intents of ``mechanism``. Again with the same plan (a resume): nothing happens.
 
         Args:
             mechanism: of ONE round; its steps are the steps of a round.
             reserve: further intents, for attempts that are lost.
+            plan_signature: the coordinator's signature on the run's contract, in hex, which the caller checked; None for an unsigned run.
 
         Raises:
             BudgetExhausted: when the plan would pass the ceiling; recorded as ``refused``, nothing is reserved.
@@ -156,7 +159,8 @@ class Ledger(LedgerReading):
             raise LedgerError("a plan has at least one round and no negative reserve")
         known = self._book.plans.get(run_id)
         if known is not None:
-            if (known.config_hash, known.mechanism, known.rounds, known.reserve) != (config_hash, mechanism, rounds, reserve):
+            before = (known.config_hash, known.mechanism, known.rounds, known.reserve, known.signature)
+            if before != (config_hash, mechanism, rounds, reserve, plan_signature):
                 raise LedgerError("another plan was admitted under this run id", do="Start a new run for a new plan.")
             if known.permitted != rounds + reserve:
                 raise LedgerError("this run was ended", do="Start a new run.")
@@ -172,8 +176,8 @@ class Ledger(LedgerReading):
             self._refuse(refusal, {**asked, "round": 0, "intents": rounds + reserve, "why": "the plan would pass the ceiling"})
             raise
         plan = {"rounds": rounds, "reserve": reserve, "permitted_intents": decision.permitted_intents, "decided_by": decision.decided_by}
-        reserved = {"epsilon_reserved": decision.epsilon_reserved.hex(), "filter_order": _order(decision), "plan_signature": None}
-        self._append("schedule", {**asked, **plan, **reserved})
+        reserved = {"epsilon_reserved": decision.epsilon_reserved.hex(), "filter_order": _order(decision)}
+        self._append("schedule", {**asked, **plan, **reserved, "plan_signature": plan_signature})
 
     def intent(self, *, run_id: str, round: int, mechanism: Mechanism, config_hash: str, bundle_digest: str, code_version: str) -> int:
         """Books one attempt at a round as spent. It is on disk when this returns; touch no private data before.
@@ -233,7 +237,8 @@ class Ledger(LedgerReading):
         asked = {"run_id": run_id, "config_hash": plan.config_hash, "mechanism": plan.mechanism.to_record()}
         cut = {"rounds": plan.rounds, "reserve": plan.reserve, "permitted_intents": plan.used, "decided_by": plan.decided_by}
         order = None if book.order is None else book.order.hex()
-        self._append("schedule", {**asked, **cut, "epsilon_reserved": left.hex(), "filter_order": order, "plan_signature": None})
+        reserved = {"epsilon_reserved": left.hex(), "filter_order": order, "plan_signature": plan.signature}
+        self._append("schedule", {**asked, **cut, **reserved})
 
     def raise_ceiling(self, ceiling_epsilon: float, *, raised_by: str, why: str) -> None:
         """Permits more than the genesis did. Every later report says so; from here on the Renyi filter decides.

@@ -25,6 +25,7 @@ class Plan:
         used: intents it made.
         attempts: round -> last attempt at it.
         committed: round -> sha256 of the bytes that left.
+        signature: the coordinator's, on the run's contract; None where the run was not signed.
     """
 
     run_id: str
@@ -34,6 +35,7 @@ class Plan:
     reserve: int
     permitted: int
     decided_by: str
+    signature: str | None = None
     used: int = 0
     attempts: dict[int, int] = field(default_factory=dict)
     committed: dict[int, str] = field(default_factory=dict)
@@ -194,8 +196,9 @@ class Book:
         mechanism = mechanism_of(said["mechanism"])
         known = self.plans.get(said["run_id"])
         if known is not None:
-            same = (known.config_hash, known.mechanism, known.rounds, known.reserve)
-            if same != (said["config_hash"], mechanism, said["rounds"], said["reserve"]) or said["permitted_intents"] != known.used:
+            said_before = (known.config_hash, known.mechanism, known.rounds, known.reserve, known.signature)
+            says = (said["config_hash"], mechanism, said["rounds"], said["reserve"], said["plan_signature"])
+            if said_before != says or said["permitted_intents"] != known.used:
                 raise _broken(event, "a plan may only be cut short to what was spent")
             known.permitted = known.used
             return
@@ -211,6 +214,7 @@ class Book:
             reserve=said["reserve"],
             permitted=said["permitted_intents"],
             decided_by=said["decided_by"],
+            signature=said["plan_signature"],
         )
 
     def _admitted(self, event: Event, plan: Mechanism) -> None:

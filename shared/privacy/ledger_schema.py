@@ -23,8 +23,8 @@ with sorted keys, and the first ``prev_hash`` is 64 zeros. Numbers that are not 
 Since format 2 every event is signed: ``signature`` holds 64 bytes of Ed25519 over `signing.event_message` of its hash, by the key in force.
 Genesis names the first key; a ``key`` event is signed by the old key and names the new one. A ledger that began in format 1 has unsigned
 events up to its ``migration`` event, which names the first key and, by the chain, vouches for what stands before it. A genesis that follows
-on a lost ledger books the old ceiling as spent and cites the coordinator's last receipt. Reserved, and still empty:
-``schedule.plan_signature``.
+on a lost ledger books the old ceiling as spent and cites the coordinator's last receipt. ``schedule.plan_signature`` is the coordinator's
+signature on the run's contract (`shared.contract`), as this partner checked it; null where the run was not signed, as in simulations.
 """
 
 from __future__ import annotations
@@ -125,6 +125,10 @@ def _signature_hex(value: object) -> bool:
     return isinstance(value, str) and _SIGNATURE.fullmatch(value) is not None
 
 
+def _signature_or_empty(value: object) -> bool:
+    return value is None or _signature_hex(value)
+
+
 def _mechanism(value: object) -> bool:
     if not isinstance(value, dict):
         return False
@@ -181,7 +185,7 @@ FIELDS: Mapping[str, Mapping[str, Callable[[object], bool]]] = {
         "decided_by": _DECIDED,
         "filter_order": _number_or_empty,
         "epsilon_reserved": _number,
-        "plan_signature": _empty,
+        "plan_signature": _signature_or_empty,
     },
     "intent": {**_ATTEMPT, "mechanism": _mechanism, "config_hash": _text, "bundle_digest": _text, "code_version": _text},
     "commit": {**_ATTEMPT, "payload_sha256": _sha256},
