@@ -13,12 +13,13 @@ from shared.errors import BudgetExhausted, LedgerBroken, LedgerError, LedgerLock
 from shared.interest_space import InterestSpace, Moments, centroids
 from shared.privacy.ledger import Ledger
 
+from .agreement import check_signature, read_config
 from .durable_files import write_file
 from .passport_exchange import export_all, own_keys
 from .preparation import PreparedDomain, Progress, prepare
 from .settings import ClientSettings
 
-_CONFIG, _RUN_ID, _SPACE = "run.toml", "run_id", "space_version"
+_CONFIG, _RUN_ID, _SPACE, _CONTRACT = "run.toml", "run_id", "space_version", "contract"
 
 
 class CurrentRun:
@@ -27,11 +28,12 @@ class CurrentRun:
     def __init__(self, settings: ClientSettings) -> None:
         self._folder = settings.at_home("run")
 
-    def begin(self, run_id: str, config: RunConfig) -> None:
+    def begin(self, run_id: str, config: RunConfig, *, signature: str = "", bundle_digest: str = "") -> None:
         """Another run begins without an interest space: the one before had its own."""
         if self._read_or_none(_RUN_ID) != run_id:
             (self._folder / _SPACE).unlink(missing_ok=True)
         write_file(self._folder / _CONFIG, config.to_toml().encode())
+        write_file(self._folder / _CONTRACT, f"{signature}\n{bundle_digest}".encode())
         write_file(self._folder / _RUN_ID, run_id.encode())
 
     def fix_space(self, version: str) -> None:
@@ -51,6 +53,13 @@ class CurrentRun:
     def run_id(self) -> str:
         """Raises StateError before the first `hello`."""
         return self._read(_RUN_ID)
+
+    def greeting(self) -> wire.Hello:
+        """What `hello` brought. Raises StateError before the first one."""
+        signature, _, bundle_digest = (self._read_or_none(_CONTRACT) or "").partition("\n")
+        return wire.Hello(
+            run_id=self.run_id(), config_toml=self.config().to_toml(), contract_signature=signature, bundle_digest=bundle_digest
+        )
 
     def check(self, run_id: str) -> None:
         """Raises StateError where a message belongs to another run than the last `hello`."""
@@ -72,9 +81,11 @@ class CurrentRun:
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
-def hello(settings: ClientSettings, question: wire.Hello) -> wire.HelloReply:
-    """Checks protocol, agreed ranges and ceiling, and reserves the whole schedule, all before any data are opened.
+def hello(settings: ClientSettings, question: wire.Hello, *, running: str | None = None) -> wire.HelloReply:
+    """Checks protocol, contract, agreed ranges and ceiling, and reserves the whole schedule, all before any data are opened.
 
+    Args:
+        running: sha256 of the bundle that runs here; None where it is not known.
     Raises:
         Refusal: with a code from the fixed list.
     """
@@ -82,10 +93,11 @@ def hello(settings: ClientSettings, question: wire.Hello) -> wire.HelloReply:
         raise Refusal(
             "version", f"the server speaks protocol {question.protocol}, this client {PROTOCOL}", do="Update the older of the two."
         )
+    signature = check_signature(settings, question, running=running)
+    config = read_config(question.config_toml)
+    settings.admit(config)
     from .training.local_round import round_mechanism  # torch: only where it is needed, for each message may be a process of its own
 
-    config = RunConfig.from_toml(question.config_toml)
-    settings.admit(config)
     with Ledger.open(settings.ledger_path, signer=own_keys(settings)) as ledger:
         if ledger.private and not config.privacy.private:
             raise Refusal("range", "a test build never writes into a ledger that promises privacy", do="Use a ledger of its own for it.")
@@ -96,6 +108,7 @@ def hello(settings: ClientSettings, question: wire.Hello) -> wire.HelloReply:
                 mechanism=round_mechanism(config),
                 rounds=config.privacy.rounds,
                 reserve=config.privacy.reserve_rounds,
+                plan_signature=signature,
             )
         except BudgetExhausted as error:
             raise Refusal("ceiling", error.what, do=error.do) from error
@@ -103,7 +116,7 @@ def hello(settings: ClientSettings, question: wire.Hello) -> wire.HelloReply:
             raise  # nothing that the run asked for: the partner's own trouble, and `unavailable` to the server
         except LedgerError as error:
             raise Refusal("range", error.what, do=error.do) from error
-    CurrentRun(settings).begin(question.run_id, config)
+    CurrentRun(settings).begin(question.run_id, config, signature=signature or "", bundle_digest=question.bundle_digest)
     return wire.HelloReply(domain=settings.domain)
 
 

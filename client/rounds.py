@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shared import wire
 
+from .agreement import check_signature
 from .canary.gradients import self_test
 from .passport_exchange import for_training, own_keys, take_in_all
 from .queries import CurrentRun, opened
@@ -12,15 +13,23 @@ from .state import StateFolder
 from .training import local_round
 
 
-def train(settings: ClientSettings, instruction: wire.RoundInstruction, *, bundle_digest: str, code_version: str) -> wire.TransferUpdate:
+def train(
+    settings: ClientSettings, instruction: wire.RoundInstruction, *, bundle_digest: str, code_version: str, running: str | None = None
+) -> wire.TransferUpdate:
     """Answers one round.
 
+    Args:
+        bundle_digest, code_version: written into the intent.
+        running: sha256 of the bundle that runs here; None where it is not known.
     Raises:
+        Refusal: the run of the last `hello` is not signed for what runs here now, or is outside of what is agreed now.
         StateError: the instruction belongs to another run than the last `hello`, or this installation gets per-user gradients wrong.
         BudgetExhausted: the schedule is used up.
     """
     run = CurrentRun(settings)
     run.check(instruction.run_id)
+    check_signature(settings, run.greeting(), running=running)  # a coordinator may send a round without a greeting, to other code
+    settings.admit(run.config())
 
     def data() -> local_round.TrainingData:
         self_test(run.config())  # only where something is computed, and before anything is opened or paid

@@ -64,6 +64,18 @@ class AgreedRanges:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """The coordinator this domain works with. Empty in simulations, where nobody signs."""
+
+    address: str = setting("", "HOST:PORT of the coordinator's server")
+    coordinator_key: str = setting("", "public key of the coordinator, 32 bytes in hex; runs that it did not sign are refused")
+
+    def __post_init__(self) -> None:
+        if self.coordinator_key and re.fullmatch(r"[0-9a-f]{64}", self.coordinator_key) is None:
+            raise ConfigError("'server.coordinator_key' is not 32 bytes in small hex", do="Take it from the coordinator's JOIN.json.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConsentSettings:
     """What beyond updates this domain sends. All of it comes from the public catalogue."""
 
@@ -103,6 +115,7 @@ class ClientSettings:
     data: DataSettings = field(default_factory=DataSettings)
     ceiling: CeilingSettings = field(default_factory=CeilingSettings)
     agreed: AgreedRanges = field(default_factory=AgreedRanges)
+    server: ServerSettings = field(default_factory=ServerSettings)
     consent: ConsentSettings = field(default_factory=ConsentSettings)
     passports: PassportSettings = field(default_factory=PassportSettings)
     benchmark: BenchmarkSettings = field(default_factory=BenchmarkSettings)
