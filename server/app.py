@@ -1,9 +1,10 @@
 """The `ServerApp`: the coordinator as Flower runs it.
 
 In a deployment ``run`` in Flower's run configuration names a TOML file on this host. Beside it may lie ``partners.toml`` (who is enrolled,
-see `server.partners`), and beside it ``receipts.json`` keeps the last receipt of every domain from run to run. The run folder is the
-optional key ``run-folder``, by default ``runs/NAME`` beside the TOML file. Where that folder holds an unfinished run of the same
-configuration it is resumed, so after a crash the same command goes on.
+see `server.partners`), and beside it ``receipts.json`` keeps the last receipt of every domain from run to run. Where ``coordinator.keys``
+lies beside it, as a file or a link, the run is signed with it, for the bundle whose digest ``bundle.sha256`` holds (see
+`server.run_contract`). The run folder is the optional key ``run-folder``, by default ``runs/NAME`` beside the TOML file. Where that folder
+holds an unfinished run of the same configuration it is resumed, so after a crash the same command goes on.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def run_federation(grid: Grid, config: RunConfig, folder: Path, *, resume: bool 
         folder: of the run; it must exist.
         resume: go on from the newest checkpoint in it.
         how: ``start`` (a `Checkpoint` of another run, for controls), and the further fields of `Coordinator`: ``partners``,
-            ``expected_clients``, ``progress``, ``before_rounds``, ``text_dimension``, ``receipts``.
+            ``expected_clients``, ``progress``, ``before_rounds``, ``text_dimension``, ``receipts``, ``signing``.
     """
     from .schedule import solved
     from .strategy import Coordinator
@@ -86,6 +87,7 @@ def main(grid: Grid, context: Context) -> None:
     from .partners import Partners
     from .privacy_overview import overview
     from .receipts import RECEIPTS_FILE
+    from .run_contract import Signing
 
     source = _source(str(context.run_config.get("run", "")))
     config = RunConfig.from_toml(_read(source))
@@ -95,7 +97,8 @@ def main(grid: Grid, context: Context) -> None:
     enrolled = source.with_name("partners.toml")
     partners = Partners.from_toml(_read(enrolled)) if enrolled.is_file() else Partners()
     resume = bool(Checkpoints(folder / "transfer_layer").rounds())
-    outcome = run_federation(grid, config, folder, resume=resume, partners=partners, receipts=source.with_name(RECEIPTS_FILE))
+    how = {"partners": partners, "receipts": source.with_name(RECEIPTS_FILE), "signing": Signing.beside(source)}
+    outcome = run_federation(grid, config, folder, resume=resume, **how)
     spent = overview(outcome.receipts, config.privacy.delta)
     replace_file(folder / "privacy_overview.json", (json.dumps(spent.to_json(), indent=1) + "\n").encode())
 

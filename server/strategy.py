@@ -41,6 +41,7 @@ from .outcome import Outcome
 from .partners import Partners
 from .receipts import RECEIPTS_FILE, ReceiptsFile, newest
 from .round_log import RoundLog, RoundReport
+from .run_contract import Signing, greeting, keep
 
 LOG = logging.getLogger("isthmus.server")
 ATTEMPTS = 3
@@ -84,6 +85,7 @@ class Coordinator:
         expected_clients: how many to wait for; by default all who are enrolled, or ``aggregation.min_clients``.
         before_rounds: called once with checkpoint 0, after the space is fixed and before round 1: the time for passports.
         receipts: the file of last receipts, which outlives the run; by default ``receipts.json`` in its folder.
+        signing: signs the run's contract; None in simulations, where nobody checks one.
     """
 
     grid: Grid
@@ -95,6 +97,7 @@ class Coordinator:
     before_rounds: Callable[[Checkpoint], None] = _nothing
     text_dimension: int = wire.TEXT_DIMENSION
     receipts: Path | None = None
+    signing: Signing | None = None
     _run_id: str = ""
     _met: set[int] = field(default_factory=set)
     _admission: Admission = field(init=False)
@@ -108,7 +111,7 @@ class Coordinator:
             resume: go on from the newest whole checkpoint in the folder, under the same run id and configuration.
             start: begin a new run in the space and from the initial layer of this checkpoint of another one (controls).
         Raises:
-            FederationError: too few clients, or nothing to resume.
+            FederationError: too few clients, nothing to resume, or a resume under another contract.
             StorageError: a checkpoint cannot be written.
         """
         self._messenger = Messenger(self.grid, self.config.aggregation.round_timeout_s)
@@ -118,6 +121,7 @@ class Coordinator:
         self._remember(kept, checkpoint)
         self._run_id = checkpoint.run_id if checkpoint else self._named()
         self._admission = Admission(config=self.config, run_id=self._run_id, partners=self.partners, text_dimension=self.text_dimension)
+        keep(self.folder, greeting(self.config, self._run_id, self.signing))
         self._assemble()
         if checkpoint is None:
             checkpoint = self._found(start)
@@ -180,7 +184,7 @@ class Coordinator:
 
     def _greet(self, nodes: Sequence[int]) -> list[tuple[str, str]]:
         """Says hello and pins each node to the domain it names. Returns who was left out and why."""
-        hello = wire.Hello(run_id=self._run_id, config_toml=self.config.to_toml()).pack()
+        hello = greeting(self.config, self._run_id, self.signing).pack()
         self._met.update(nodes)
         dropped: list[tuple[str, str]] = []
         for node, reply in self._persist(wire.HELLO, dict.fromkeys(nodes, hello)).items():
