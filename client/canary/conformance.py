@@ -217,7 +217,7 @@ def per_user_gradients(bench: Bench) -> list[Check]:
     batches = [examples(np.arange(count)) for count in (1, 4, 17)]
     square = bench.examples(synthetic.long_histories(8, bench.config.model.dimension))(np.arange(8))
     batches.append(square.part(0, min(square.history.shape[1], square.users)))  # as many users as items in the longest history
-    error = max(gradients.gradient_error(model, batch) for batch in batches)  # never NaN
+    error = max(gradients.gradient_error(model, batch) for batch in batches)
     alone = bench.examples(crowd)(np.arange(4))
     change = 0.0
     for others in ([9, 10, 11, 12], list(range(4, 24))):
