@@ -1,0 +1,303 @@
+"""The processes below the guarded SuperNode: the executor, and one process for each message in which the app runs.
+
+They stand in for ``flower-superexec`` and ``flwr-clientapp``. The executor starts client apps and no other kind of task. An app process
+checks the bundle a second time, by the sha256 of what reached it; unpacks it itself, whole or not at all, into a folder named by the full
+digest; loads the app from there, whatever names the server gave; and answers every failure outside the app with one fixed text, because
+Flower would send the text of the exception.
+
+Run with ``python -P -m client.app_process``, so that neither the working folder nor this package's place can shadow a bundle's modules.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from shared.bundle import RUNNING, Bundle
+from shared.console import guarded
+from shared.errors import Refusal
+
+from .allowed import AllowList
+from .durable_files import storage_errors
+from .flower_internals import verify
+
+if TYPE_CHECKING:
+    from flwr.app import Context, Error, Message
+    from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
+
+REFUSED = "The FAB could not be verified."
+"""Flower's own words for a refused bundle."""
+FAILED = "The app of this node could not be started."
+GRACE_S = 30.0
+"""A process that does not react to its deadline is killed this much later; Flower then answers that the app stopped responding."""
+_OURS = frozenset({"client", "server", "shared"})
+
+
+class DeadlinePassed(TimeoutError):
+    """The app took longer than the partner permits."""
+
+
+class OneMessage:
+    """What happens between a message's arrival in its process and the app: nothing of it is left to Flower.
+
+    Args:
+        allowed: the partner's list; read at the moment of the decision.
+        apps: folder for unpacked bundles.
+        deadline_s: seconds that the app may take; 0 = no limit.
+    """
+
+    def __init__(self, allowed: Path, apps: Path, deadline_s: float = 0.0) -> None:
+        self._allowed = AllowList(allowed)
+        self._apps = apps
+        self._deadline_s = deadline_s
+        self._refused = False
+        self._bundle: Bundle | None = None
+
+    def take_over(self, module: Any) -> None:
+        """Replaces what ``flwr.supernode.runtime.run_clientapp`` calls to install and load a bundle and to word an error."""
+        module.install_from_fab = self.install
+        module.get_project_dir = lambda *_: self._apps
+        module.get_load_client_app_fn = lambda **_: self.load
+        module.install_app_dependencies = self._no_installation
+        module.Error = self.error
+
+    def install(self, content: bytes, skip_prompt: bool = True) -> None:
+        """Admits and unpacks what was received.
+
+        Raises:
+            Refusal: it is not on the list.
+        """
+        del skip_prompt
+        try:
+            self._bundle = self._allowed.admit(content)
+        except Refusal:
+            self._refused = True
+            raise
+        unpack(self._bundle, self._apps)
+
+    def load(self, *_: str) -> Callable[..., Message]:
+        """Loads the admitted app; the names that the server gave count for nothing.
+
+        Raises:
+            LoadClientAppError: it cannot be imported, or something else was imported in its place.
+        """
+        from flwr.clientapp.client_app import ClientApp, LoadClientAppError
+        from flwr.supercore.object_ref import load_app
+
+        if self._bundle is None:
+            raise LoadClientAppError("no bundle was admitted")
+        folder = self._apps / self._bundle.digest
+        os.environ[RUNNING] = self._bundle.digest
+        for name in [name for name in sys.modules if name.partition(".")[0] in _OURS]:
+            del sys.modules[name]  # the guard's own modules: the app's come from its bundle
+        try:
+            app = load_app(self._bundle.client_app, LoadClientAppError, folder)
+        except Exception as error:
+            raise LoadClientAppError(FAILED) from error
+        except SystemExit as error:
+            raise LoadClientAppError(FAILED) from error  # a library that ends the process while it is imported would leave no answer
+        foreign = [name for name, each in sys.modules.items() if name.partition(".")[0] in _OURS and not _lies_in(each, folder)]
+        if foreign or not isinstance(app, ClientApp):
+            raise LoadClientAppError(f"not from the bundle: {', '.join(foreign) or 'the app'}")
+        return lambda message, context: self._within_deadline(app, message, context)
+
+    def error(self, code: int, reason: str) -> Error:
+        """Flower's error for the server, in fixed words: never the text of an exception."""
+        from flwr.app import Error
+        from flwr.common.constant import ErrorCode
+
+        del code, reason
+        return Error(ErrorCode.INVALID_FAB, REFUSED) if self._refused else Error(ErrorCode.LOAD_CLIENT_APP_EXCEPTION, FAILED)
+
+    def _within_deadline(self, app: Callable[[Message, Context], Message], message: Message, context: Context) -> Message:
+        if self._deadline_s <= 0:
+            return app(message, context)
+        last = threading.Timer(self._deadline_s + GRACE_S, os.kill, (os.getpid(), signal.SIGKILL))
+        last.daemon = True
+        last.start()
+        signal.signal(signal.SIGALRM, _deadline_passed)
+        signal.setitimer(signal.ITIMER_REAL, self._deadline_s)
+        try:
+            return app(message, context)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            last.cancel()
+
+    @staticmethod
+    def _no_installation(*_: object, **__: object) -> Path:
+        raise Refusal("bundle", "a bundle's dependencies are never installed here")
+
+
+def unpack(bundle: Bundle, apps: Path) -> Path:
+    """The folder of an admitted bundle's modules: made in one step, and made anew where a file of it is not as it was.
+
+    Raises:
+        StorageError: no space left, or the folder cannot be written.
+    """
+    folder = apps / bundle.digest
+    with storage_errors("the bundle's modules"):
+        if _holds(folder, bundle):
+            return folder
+        apps.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=".new-", dir=apps))
+        try:
+            for path, content in bundle.contents.items():
+                (new / path).parent.mkdir(parents=True, exist_ok=True)
+                (new / path).write_bytes(content)
+            if folder.exists():
+                os.rename(folder, Path(tempfile.mkdtemp(prefix=".old-", dir=apps)) / "app")
+            os.rename(new, folder)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            if _holds(folder, bundle):
+                return folder  # another process was faster
+            raise
+        for old in apps.glob(".old-*"):
+            shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def _holds(folder: Path, bundle: Bundle) -> bool:
+    if not folder.is_dir():
+        return False
+    found = {
+        path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"
+    }
+    return found.keys() == bundle.contents.keys() and all(path.read_bytes() == bundle.contents[name] for name, path in found.items())
+
+
+def _lies_in(module: Any, folder: Path) -> bool:
+    places = [getattr(module, "__file__", None) or "", *getattr(module, "__path__", ())]
+    return all(Path(place).is_relative_to(folder) for place in places if place)
+
+
+def _deadline_passed(_signal: int, _frame: FrameType | None) -> None:
+    raise DeadlinePassed("the deadline of this partner for one message has passed")
+
+
+class Launcher:
+    """Starts a process for each message; one is always waiting, with Flower and the named libraries imported.
+
+    Args:
+        options: of this process, handed on to the app processes.
+    """
+
+    def __init__(self, options: Sequence[str]) -> None:
+        self._command = [sys.executable, "-P", "-m", "client.app_process", "app", f"--parent-pid={os.getpid()}", *options]
+        self._spare: subprocess.Popen[bytes] | None = None
+
+    def prepare(self) -> None:
+        """Starts the process that waits."""
+        self._spare = subprocess.Popen(self._command, stdin=subprocess.PIPE)
+
+    def launch(self, spec: ExecutionSpec) -> LaunchResult:
+        """Hands a client app's task to the waiting process; the token goes through a pipe, where other users cannot see it."""
+        from flwr.supercore.constant import TaskType
+        from flwr.supercore.superexec.executor.types import LaunchResult
+
+        if spec.task_type != TaskType.CLIENT_APP:
+            return LaunchResult.failed("only client apps run at this partner")
+        for _ in range(2):
+            if self._spare is None or self._spare.poll() is not None:
+                self.prepare()
+            process, self._spare = self._spare, None
+            assert process is not None
+            assert process.stdin is not None
+            try:
+                process.stdin.write(spec.token.encode() + b"\n")
+                process.stdin.close()
+            except OSError:
+                continue  # it died while it waited: a fresh one takes the task
+            self.prepare()
+            return LaunchResult.accepted()
+        return LaunchResult.failed("no process could be started for the app")
+
+
+def run_executor(options: argparse.Namespace) -> None:
+    """Claims client apps' tasks from the SuperNode, and no others, until the SuperNode ends."""
+    from flwr.supercore.auth import load_superexec_auth_secret
+    from flwr.supercore.constant import TaskType
+    from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
+    from flwr.supercore.superexec.plugin import AutoExecPlugin
+    from flwr.supercore.superexec.run_superexec import run_superexec
+    from flwr.supercore.utils import disable_process_dumping
+
+    verify()
+    disable_process_dumping(strict=False)
+    launcher = Launcher(_handed_on(options))
+    launcher.prepare()
+
+    def launch(self: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:
+        del self
+        return launcher.launch(spec)
+
+    AutoExecPlugin.supported_task_types = frozenset({TaskType.CLIENT_APP})
+    SubprocessExecutor.launch = launch  # type: ignore[method-assign]
+    run_superexec(
+        runtime_api_address=options.runtime_api_address,
+        insecure=True,  # on this machine's loopback, with the secret
+        superexec_auth_secret=load_superexec_auth_secret(str(options.secret)),
+        parent_pid=options.parent_pid,
+        runtime_dependency_install=False,
+    )
+
+
+def run_app(options: argparse.Namespace) -> None:
+    """Waits for a task's token on standard input, then does that one task."""
+    from flwr.supernode.runtime import run_clientapp as module
+
+    verify()
+    for name in filter(None, options.preload.split(",")):
+        __import__(name)
+    token = sys.stdin.readline().strip()
+    if not token:
+        return  # the executor ended
+    one = OneMessage(options.allowed, options.apps, options.deadline_s)
+    one.take_over(module)
+    module.run_clientapp(
+        runtime_api_address=options.runtime_api_address,
+        token=token,
+        insecure=True,
+        parent_pid=options.parent_pid,
+        runtime_dependency_install=False,
+    )
+
+
+def _handed_on(options: argparse.Namespace) -> list[str]:
+    named = {
+        "--runtime-api-address": options.runtime_api_address,
+        "--allowed": options.allowed,
+        "--apps": options.apps,
+        "--deadline-s": options.deadline_s,
+        "--preload": options.preload,
+    }
+    return [f"{name}={value}" for name, value in named.items()]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of both kinds of process; started by the guard, not by people."""
+    parser = argparse.ArgumentParser(prog="client.app_process", allow_abbrev=False)
+    parser.add_argument("role", choices=("executor", "app"))
+    parser.add_argument("--runtime-api-address", required=True)
+    parser.add_argument("--allowed", type=Path, required=True)
+    parser.add_argument("--apps", type=Path, required=True)
+    parser.add_argument("--deadline-s", type=float, default=0.0)
+    parser.add_argument("--preload", default="")
+    parser.add_argument("--secret", type=Path)
+    parser.add_argument("--parent-pid", type=int, required=True)
+    options = parser.parse_args(arguments)
+    sys.exit(guarded(lambda: (run_executor if options.role == "executor" else run_app)(options), debug=False))
+
+
+if __name__ == "__main__":
+    main()
