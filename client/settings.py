@@ -27,6 +27,9 @@ import tomli_w
 from shared.config import RunConfig, build, check, setting
 from shared.errors import ConfigError, Refusal
 
+from .agreed import AgreedRanges as AgreedRanges
+from .agreed import outside
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSettings:
@@ -51,16 +54,6 @@ class CeilingSettings:
     epsilon: float = setting(8.0, "ceiling for the domain's whole life", low=1e-3)
     delta: float = setting(1e-6, "delta of the ceiling and of every statement", low=1e-12, high=1e-2)
     set_by: str = setting("partner", "who decided")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgreedRanges:
-    """Run configurations outside these ranges are refused before any data are opened."""
-
-    max_sampling_rate: float = setting(0.5, "largest chance of a user to be in a batch", low=1e-6, high=1.0)
-    max_clip_norm: float = setting(10.0, "largest bound on one user's gradient", low=1e-6, high=1e3)
-    max_steps: int = setting(10_000, "most steps of a run, reserve included", low=1, high=10_000_000)
-    test_builds: bool = setting(False, "accept runs whose noise is seeded or absent: simulations only")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,18 +164,7 @@ class ClientSettings:
         Raises:
             Refusal: code ``range``, with the reason for the partner's own eyes.
         """
-        privacy, agreed = config.privacy, self.agreed
-        wrong = ""
-        if not privacy.private and not agreed.test_builds:
-            wrong = "the run is a test build (its noise is seeded or absent)"
-        elif privacy.delta != self.ceiling.delta:
-            wrong = f"privacy.delta differs from the ceiling's delta {self.ceiling.delta:g}"
-        elif privacy.sampling_rate > agreed.max_sampling_rate:
-            wrong = f"privacy.sampling_rate is above the agreed {agreed.max_sampling_rate:g}"
-        elif privacy.clip_norm > agreed.max_clip_norm:
-            wrong = f"privacy.clip_norm is above the agreed {agreed.max_clip_norm:g}"
-        elif privacy.total_steps > agreed.max_steps:
-            wrong = f"the schedule has more steps than the agreed {agreed.max_steps}"
+        wrong = "; ".join(outside(config, self.agreed, self.ceiling.delta))
         if wrong:
             raise Refusal(
                 "range",

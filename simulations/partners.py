@@ -102,9 +102,7 @@ def settle(
                 unknown_items=scenario.data.unknown_items,
             ),
             ceiling=CeilingSettings(epsilon=scenario.ceiling_epsilon, delta=scenario.run.privacy.delta, set_by="simulation"),
-            agreed=AgreedRanges(
-                max_sampling_rate=1.0, max_clip_norm=1e3, max_steps=10_000_000, test_builds=not scenario.run.privacy.private
-            ),
+            agreed=AgreedRanges.widest(test_builds=not scenario.run.privacy.private),
             passports=PassportSettings(outbox=str(post.absolute()), inbox=str(post.absolute()), automatic=True),
             benchmark=BenchmarkSettings(split_seed=split_seed, hold_out_last=True),
             base=home.absolute(),

@@ -76,7 +76,7 @@ def home_of(folder: Path, config: RunConfig) -> ClientSettings:
         data=DataSettings(items=str(folder / "items.csv"), interactions=str(folder / "interactions.csv")),
         text_cache=str(folder / "texts"),
         ceiling=CeilingSettings(epsilon=1e4, delta=delta),
-        agreed=AgreedRanges(max_sampling_rate=1.0, max_clip_norm=1e3, test_builds=True),
+        agreed=AgreedRanges.widest(test_builds=True),
         base=folder,
     )
     settings.ledger_path.parent.mkdir(parents=True)
