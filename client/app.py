@@ -6,7 +6,6 @@ Heavy modules are imported inside the handlers, where the gate turns any failure
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +14,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from shared import wire
+from shared.bundle import running_digest, source_digest
 from shared.errors import ConfigError
 from shared.privacy.ledger_file import confirmed
 
@@ -51,7 +51,7 @@ def build_client_app(settings_of: SettingsOf) -> Gate:
     def hello(message: Message, context: Context) -> Message:
         from .queries import hello as answer
 
-        return _reply(message, answer(settings_of(context), wire.Hello.unpack(message.content)))
+        return _reply(message, answer(settings_of(context), wire.Hello.unpack(message.content), running=running_digest()))
 
     @app.query("moments")
     def moments(message: Message, context: Context) -> Message:
@@ -82,6 +82,7 @@ def build_client_app(settings_of: SettingsOf) -> Gate:
                 wire.RoundInstruction.unpack(message.content),
                 bundle_digest=code_digest(),
                 code_version=code_version(),
+                running=running_digest(),
             ),
         )
 
@@ -127,14 +128,14 @@ def code_version() -> str:
         return "bundle"
 
 
-@functools.cache
 def code_digest() -> str:
-    """SHA-256 over the source files of ``client`` and ``shared`` as they run here: names the code in the ledger's intents."""
-    root = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for path in sorted(path for room in ("client", "shared") for path in (root / room).rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+    """Names the code in the ledger's intents: the bundle that the partner's guard admitted, else the source files as they run here."""
+    return running_digest() or _source_digest()
+
+
+@functools.cache
+def _source_digest() -> str:
+    return source_digest(Path(__file__).parent.parent)
 
 
 app = build_client_app(settings_of_node)
