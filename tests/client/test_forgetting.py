@@ -227,6 +227,7 @@ def test_files_that_cannot_be_prepared_now_leave_nothing_old_behind(done: World)
     did = forget(settings, [GONE])
     assert (did.serving, did.why) == (DELETED, "domain 'books': there is no file items.csv")
     assert [path.name for path in settings.at_home("prepared").iterdir()] == ["spaces"]
+    assert GONE not in PseudonymTable.open(settings.at_home("keys") / "external_ids.parquet").external_ids.to_list()
 
 
 def test_an_inbox_file_goes_and_the_others_in_it_are_taken_in(world: World) -> None:

@@ -69,6 +69,7 @@ def test_killed_at_each_step_the_next_call_finishes(finished: World, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_killed_before_any_change_on_the_disk_the_next_call_finishes(finished: World, tmp_path: Path) -> None:
     moments, worlds = killed_erasures(finished, tmp_path, every=1)
     assert len(worlds) == len(moments) > 50
