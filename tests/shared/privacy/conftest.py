@@ -100,6 +100,20 @@ def written(written_once: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def old(path: Path) -> Path:
+    """A ledger of format 1, with its mark: its rows are those that an older release wrote, to the byte."""
+    with sqlite3.connect(path) as database:
+        database.executescript(Path(__file__).with_name("ledger_format_1.sql").read_text(encoding="utf-8"))
+        assert database.execute("PRAGMA journal_mode=WAL").fetchone() == ("wal",)
+    database.close()
+    with sqlite3.connect(path) as database:
+        seq, digest = database.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+    database.close()
+    path.with_name(path.name + ".lock").write_text(f"{seq:020d} {digest}\n")  # its mark
+    return path
+
+
+@pytest.fixture
 def forge() -> Callable[..., None]:
     """Appends an event with a right hash and signature, as the owner of the key can: only its content may be wrong."""
 

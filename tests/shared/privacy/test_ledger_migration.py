@@ -23,20 +23,6 @@ ONE = Mechanism(kind="poisson_gaussian", sampling_rate=0.05, noise_multiplier=1.
 RUN: dict[str, Any] = {"run_id": "spring", "config_hash": "c" * 64, "mechanism": ONE}
 
 
-@pytest.fixture
-def old(path: Path) -> Path:
-    """The rows are those of that release, to the byte."""
-    with sqlite3.connect(path) as database:
-        database.executescript(Path(__file__).with_name("ledger_format_1.sql").read_text(encoding="utf-8"))
-        assert database.execute("PRAGMA journal_mode=WAL").fetchone() == ("wal",)
-    database.close()
-    with sqlite3.connect(path) as database:
-        seq, digest = database.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
-    database.close()
-    path.with_name(path.name + ".lock").write_text(f"{seq:020d} {digest}\n")  # its mark
-    return path
-
-
 def rows(path: Path) -> list[tuple[Any, ...]]:
     with sqlite3.connect(path) as database:
         found = database.execute("SELECT * FROM events ORDER BY seq").fetchall()
