@@ -310,7 +310,7 @@ def _pld(groups: tuple[Group, ...], delta: float, interval: float, *, replace: b
     return float(total.get_epsilon_for_delta(delta))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=12)
 def _pld_of_one(sampling_rate: float, noise_multiplier: float, interval: float, replace: bool) -> Any:
     """One step, as dp_accounting's own accountant builds it anew for every number of steps; most of the time goes into it."""
     from dp_accounting import NeighboringRelation

@@ -28,8 +28,11 @@ from .ledger_book import Book
 from .ledger_file import LedgerFile
 from .mechanism import Mechanism
 
-MOST_LEDGERS = 12
-"""All sets of them are looked at: 4,095."""
+MOST_LEDGERS = 10
+"""All sets of them are looked at: 1,023."""
+
+_COARSE = 1e-2
+_MOST_PRICED = 8  # sets of one size that are priced on the fine grid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +223,7 @@ def _of_one(one: _Spent, time_limit_s: float) -> LedgerEpsilons:
 def _replace_one(one: _Spent) -> float | None:
     if not one.private:
         return None
-    first = accountant.epsilon_replace_one(one.events, one.delta)
+    first = accountant.epsilon_replace_one(one.events, one.delta, interval=REPORT_INTERVAL)
     second = accountant.second_opinion(one.events, one.delta, replace=True)
     if second is None or not abs(first - second) <= accountant.tolerance(first):
         return None
@@ -229,16 +232,37 @@ def _replace_one(one: _Spent) -> float | None:
 
 # --- a person in k domains ---------------------------------------------------------------------------------------------------------------
 def _worst(everybody: Sequence[_Spent], k: int, ledgers: Sequence[LedgerEpsilons], *, hypothetical: bool) -> PersonRow:
-    """The set of k ledgers that costs most: looked at from the one with the highest bound on, until no bound is above what was found."""
     sets: Iterable[tuple[_Spent, ...]] = [tuple(everybody[:k])] if hypothetical else itertools.combinations(everybody, k)
-    bounded = sorted(((_bound(chosen), at, chosen) for at, chosen in enumerate(sets)), reverse=True)
-    worst, cost = bounded[0][2], -math.inf
-    for bound, _, chosen in bounded:
+    worst, cost = _dearest(list(sets))
+    alone = next((one for one in ledgers if one.domain == worst[0].domain), None) if k == 1 else None
+    return _row(worst, cost, alone)
+
+
+def _dearest(sets: list[tuple[_Spent, ...]]) -> tuple[tuple[_Spent, ...], float]:
+    """The set that costs most, and what it costs; every step below is an upper bound of the next one."""
+    different = {_spent_alike(chosen): at for at, chosen in reversed([*enumerate(sets)])}
+    by_renyi = sorted(((_bound(sets[at]), at) for at in different.values()), reverse=True)
+    best, coarse = -math.inf, []
+    for bound, at in by_renyi if len(by_renyi) > 1 else ():
+        if bound <= best:
+            break
+        found = _cost(sets[at], min(_COARSE, bound / 2000.0) or REPORT_INTERVAL)
+        best = max(best, found)
+        coarse.append((found, at))
+    worst, cost = 0, -math.inf
+    for number, (bound, at) in enumerate(sorted(coarse, reverse=True) or [(math.inf, 0)]):
         if bound <= cost:
             break
-        if (found := _cost(chosen)) > cost:
-            worst, cost = chosen, found
-    return _row(worst, cost, next((one for one in ledgers if one.domain == worst[0].domain), ledgers[0]) if k == 1 else None)
+        if number == _MOST_PRICED:  # near ties: the bound of the next one covers all of them
+            return sets[worst], bound
+        if (found := _cost(sets[at], REPORT_INTERVAL)) > cost:
+            worst, cost = at, found
+    return sets[worst], cost
+
+
+def _spent_alike(chosen: tuple[_Spent, ...]) -> tuple[str, ...]:
+    """The same for sets of domains that spent the same: often they all follow one schedule."""
+    return tuple(sorted(repr((accountant.grouped(one.events), one.booked, one.order)) for one in chosen))
 
 
 def _row(chosen: tuple[_Spent, ...], cost: float, alone: LedgerEpsilons | None) -> PersonRow:
@@ -261,17 +285,17 @@ def _row(chosen: tuple[_Spent, ...], cost: float, alone: LedgerEpsilons | None) 
     )
 
 
-def _cost(chosen: tuple[_Spent, ...]) -> float:
+def _cost(chosen: tuple[_Spent, ...], interval: float) -> float:
     """Epsilon of these domains together, by the filters where one decides, else by PLD."""
-    if any(one.order is not None for one in chosen):
+    if any(order is not None for order in _orders(chosen)):
         return _bound(chosen)
-    return _booked(chosen) + accountant.epsilon_pld(_events(chosen), chosen[0].delta, interval=REPORT_INTERVAL)
+    return _booked(chosen) + accountant.epsilon_pld(_events(chosen), chosen[0].delta, interval=interval)
 
 
 def _bound(chosen: tuple[_Spent, ...]) -> float:
     """Never below `_cost`, and quick: by Renyi divergences."""
     delta = chosen[0].delta
-    orders = [one.order for one in chosen if one.order is not None]
+    orders = [order for order in _orders(chosen) if order is not None]
     if not orders:
         return _booked(chosen) + accountant.epsilon_rdp(_events(chosen), delta) + REPORT_INTERVAL
     order = min(orders)
@@ -281,6 +305,10 @@ def _bound(chosen: tuple[_Spent, ...]) -> float:
 
 def _events(chosen: tuple[_Spent, ...]) -> tuple[Mechanism, ...]:
     return tuple(event for one in chosen for event in one.events)
+
+
+def _orders(chosen: tuple[_Spent, ...]) -> tuple[float | None, ...]:
+    return tuple(one.order for one in chosen)
 
 
 def _booked(chosen: tuple[_Spent, ...]) -> float:
