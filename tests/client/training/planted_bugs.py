@@ -58,17 +58,28 @@ class SameSeedAtBothPartners(noise.SeededNoise):
 
 
 class NoClip(PublicOptimizer):
+    """Faulty users are zero as they should be, but nobody is cut down."""
+
     def clip_and_accumulate(self) -> None:
-        for parameter in self.params:
-            parameter.summed_grad = parameter.grad_sample.flatten(1).double().sum(dim=0)
+        for parameter, sample in zip(self.params, _finite_samples(self.params), strict=True):
+            parameter.summed_grad = sample.sum(dim=0)
 
 
 class ClipPerTensor(PublicOptimizer):
+    """Faulty users are zero as they should be, but each tensor is cut down by itself."""
+
     def clip_and_accumulate(self) -> None:
-        for parameter in self.params:
-            sample = parameter.grad_sample.flatten(1).double()
+        for parameter, sample in zip(self.params, _finite_samples(self.params), strict=True):
             factors = (self.mechanism.clip_norm / sample.norm(dim=1)).clamp(max=1.0)
             parameter.summed_grad = factors @ sample
+
+
+def _finite_samples(parameters: list[Any]) -> list[torch.Tensor]:
+    samples = [parameter.grad_sample.flatten(1).double() for parameter in parameters]
+    faulty = ~torch.cat(samples, dim=1).isfinite().all(dim=1)
+    for sample in samples:
+        sample[faulty] = 0.0
+    return samples
 
 
 def in_each_micro_batch(bug: type[PublicOptimizer]) -> type[PublicOptimizer]:
