@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import AuditError
 from . import report_facts as facts
 from . import report_status as verdict
 from . import report_words as words
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .recompute import LedgerEpsilons
 
 RDP_ORDERS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+_STILL = "Stop the client meanwhile, or report on a hand-over: isthmus-client ledger export."
 _SECTIONS = ("identity", "guarantee", "unprotected", "utility", "risk")
 
 
@@ -51,12 +53,18 @@ def domain_record(given: Evidence, found: Verification, epsilons: LedgerEpsilons
         found: what the audit says.
         epsilons: what the accountants say; None where the ledger does not hold.
         about: what `report_about.read_about` read.
+
+    Raises:
+        AuditError: ledger or manifest are not the ones that were audited.
     """
     holds = found.status is not Status.BROKEN and epsilons is not None
-    events = read_slim(given.ledger) if holds else []
+    events = _same_events(given, found, epsilons) if holds and epsilons else []
     code = facts.code(events)
     commits = {event.hash: event.seq for event in events if event.kind == "commit"}
-    egress = facts.egress(None if given.manifest is None else read_manifest(given.manifest), commits=commits if holds else None)
+    manifest = None if given.manifest is None else read_manifest(given.manifest)
+    if manifest is not None and len(manifest.lines) != found.manifest_lines:
+        raise AuditError("the egress manifest changed while it was audited", do=_STILL)
+    egress = facts.egress(manifest, commits=commits if holds else None)
     reasons = [
         *verdict.from_audit(found),
         *verdict.from_skipped(found.domain, receipts=given.receipts is not None, manifest=egress is not None),
@@ -106,6 +114,15 @@ def read_slim(path: Path) -> list[Event]:
         return [replace(event, payload={name: kept(value) for name, value in event.payload.items()}) for event in file.load()]
     finally:
         file.close()
+
+
+def _same_events(given: Evidence, found: Verification, epsilons: LedgerEpsilons) -> list[Event]:
+    """The events that were audited and priced: a file that is written to, or exchanged, meanwhile would be reported unread."""
+    events = read_slim(given.ledger)
+    steps = sum(mechanism_of(event.payload["mechanism"]).steps for event in events if event.kind in ("intent", "release"))
+    if events[-1].hash != found.head_hash or steps != epsilons.steps:
+        raise AuditError(f"the ledger of domain '{found.domain}' changed while it was audited", do=_STILL)
+    return events
 
 
 def why_no_number(found: Verification, epsilons: LedgerEpsilons | None) -> str:

@@ -112,7 +112,7 @@ def _name_lines(axes: Any, decides: Sequence[Point], information: Sequence[Point
     ends = {"ha": "right", "textcoords": "offset points", "bbox": paper}
     below = top - room < spent <= top and not information
     name = f"spent {epsilon_text(spent)}" + (" (decides)" if information else "")
-    axes.annotate(name, (end, spent), xytext=(0, -15 if below else 4), color=SPENT, size=10.5, weight="bold", **ends)
+    axes.annotate(name, (end, spent), xytext=(0, -32 if below else 4), color=SPENT, size=10.5, weight="bold", **ends)
     if information:
         under = information[-1][2]
         axes.annotate(f"PLD {epsilon_text(under)}, information", (end, under), xytext=(0, -15), color=INFORMATION, size=9.5, **ends)

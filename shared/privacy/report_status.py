@@ -104,15 +104,16 @@ def from_persons(rows: Iterable[PersonRow]) -> list[dict[str, Any]]:
 
 
 def from_code(domain: str, trained: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Code that trained and has no passed test of its own, by tier: a passed test of other code says nothing about it."""
+    """Code that trained and has no passed test of its own: a passed test of other code says nothing about it."""
     found = []
     for one in trained:
+        name = f"code {one['code_digest'][:16]}, which trained from event {one['first_event']:,} on,"
+        untested = [tier for tier, test in one["tests"].items() if test is None]
+        if untested:
+            what = f"{name} was never tested by tier {' or '.join(untested)}: run isthmus-client canary with it"
+            found.append(reason(domain, "code-untested", what, event=one["first_event"], leads_to=ReportStatus.NOT_VERIFIED))
         for tier, test in one["tests"].items():
-            name = f"code {one['code_digest'][:16]}, which trained from event {one['first_event']} on,"
-            if test is None:
-                what = f"{name} was never tested by tier {tier}: run isthmus-client canary with it"
-                found.append(reason(domain, "code-untested", what, event=one["first_event"], leads_to=ReportStatus.NOT_VERIFIED))
-            elif test["verdict"] != "passed":
+            if test is not None and test["verdict"] != "passed":
                 what = f"{name} was {test['verdict']} by tier {tier}"
                 found.append(reason(domain, "code-refuted", what, event=test["event"], leads_to=ReportStatus.NOT_VERIFIED))
     return found

@@ -69,7 +69,8 @@ def test_code_that_trained_and_was_not_tested_by_both_tiers_is_a_reason(tmp_path
     partner = Partner(folder=tmp_path).begun().ran()
     made = built((partner.tested(*tiers) if tiers else partner).evidence())
     assert (made["status"], blocking(made)) == ("NOT VERIFIED", {"code-untested"})
-    assert sum(one["code"] == "code-untested" for one in made["reasons"]) == 2 - len(tiers)
+    [said] = [one["what"] for one in made["reasons"] if one["code"] == "code-untested"]
+    assert f"never tested by tier {' or '.join(tier for tier in '12' if int(tier) not in tiers)}:" in said
 
 
 def test_a_test_of_other_code_says_nothing_about_the_code_that_trained(tmp_path: Path) -> None:
@@ -156,6 +157,20 @@ def test_accountants_that_disagree_leave_no_number(partner: Partner) -> None:
     assert made["status"] == "NOT VERIFIED"
     assert (made["guarantee"]["epsilon"], made["plain_words"], made["course"]["decides"]) == (None, [], [])
     assert made["guarantee"]["why_no_number"] == apart.why
+
+
+def test_a_file_that_is_exchanged_during_the_audit_is_not_reported(partner: Partner, tmp_path: Path) -> None:
+    evidence = partner.evidence()
+    found = verify(evidence.ledger, key=evidence.key, receipts=evidence.receipts, manifest=evidence.manifest)
+    [epsilons] = recompute([evidence.ledger], copies=1).ledgers
+    (tmp_path / "other").mkdir()
+    other = Partner(folder=tmp_path / "other").begun().ran().tested().evidence()
+    with pytest.raises(AuditError, match="ledger of domain 'books' changed"):
+        domain_record(dataclasses.replace(evidence, ledger=other.ledger), found, epsilons, about={})
+    shorter = tmp_path / "shorter.jsonl"
+    shorter.write_bytes(b"".join(Path(str(evidence.manifest)).read_bytes().splitlines(keepends=True)[:3]))
+    with pytest.raises(AuditError, match="manifest changed"):
+        domain_record(dataclasses.replace(evidence, manifest=shorter), found, epsilons, about={})
 
 
 # --- what it says ------------------------------------------------------------------------------------------------------------------------

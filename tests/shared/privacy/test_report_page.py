@@ -113,8 +113,10 @@ def test_a_page_with_a_hundred_runs_and_tests_stays_short(tmp_path: Path, whole:
     domain = many["domains"][0]
     domain["mechanism"]["runs"] *= 100
     domain["code"]["tests"] *= 100
+    domain["code"]["trained"] *= 90
     text = report_page.page(many)
     assert f"the last {report_page.MOST_RUNS} of 100" in text
+    assert f"the last {report_page.MOST_RUNS} of 90" in text
     assert f"the last {report_page.MOST_TESTS} of 200" in text
 
 
