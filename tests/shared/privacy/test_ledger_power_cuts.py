@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import LedgerLocked
+from shared.errors import LedgerLocked, WrongKey
 from shared.privacy.ledger import Ledger
 from shared.privacy.ledger_schema import Event
 from tests.shared.privacy.bookshop import KEYS, NEW_KEYS, audited
@@ -73,9 +73,11 @@ def mixed(before: bytes, after: bytes, written: set[int], size: int) -> bytes:
 
 def opened(path: Path) -> list[Event]:
     """Every event of what the power cut left; it is open for writing, so nothing in it may be damaged."""
-    key = audited(path)[0].verify_key
-    signer = next(one for one in (KEYS, NEW_KEYS) if one.verify_key == key)
-    with Ledger.open(path, signer=signer) as ledger:
+    try:
+        ledger = Ledger.open(path, signer=KEYS)
+    except WrongKey:  # the key was changed, and that was written
+        ledger = Ledger.open(path, signer=NEW_KEYS)
+    with ledger:
         return list(ledger.events())
 
 
@@ -126,7 +128,7 @@ def test_an_event_of_which_only_some_sectors_were_written_is_whole_or_absent(
     for before, after, events in list(history(written, acts)):
         changed = pieces(before.ahead, after.ahead, SECTOR)
         assert len(changed) > 1
-        for _ in range(25):
+        for _ in range(12):
             some = set(draw.sample(changed, draw.randrange(len(changed))))
             path = Disk(after.database, mixed(before.ahead, after.ahead, some, SECTOR), before.mark).put(tmp_path / "cut")
             # sectors of a page that hold zeros anyway may be missing, and it is still whole

@@ -13,7 +13,7 @@ import pytest
 
 from shared.errors import BudgetExhausted, LedgerBroken, LedgerError, RolledBack, StorageError
 from shared.privacy import ledger_file
-from shared.privacy.accountant import epsilon_at_order, epsilon_pld
+from shared.privacy.accountant import epsilon_at_order, epsilon_pld, filter_order
 from shared.privacy.ledger import Ledger
 from shared.privacy.mechanism import Mechanism
 from tests.shared.privacy.bookshop import KEYS, NEW_KEYS, audited, by_force, write_anew
@@ -60,7 +60,7 @@ def test_intents_and_epsilon_go_on_from_what_is_booked(
     with Ledger.open(path, signer=KEYS) as ledger:
         admit(ledger, run_id="winter")
         order = ledger.filter_order
-        assert order is not None
+        assert order == filter_order(gaussian(), 15.0 - 8.0, 1e-6) != filter_order(gaussian(), 15.0, 1e-6)  # the best for what is left
         assert ledger.epsilon_spent() == 8.0 + epsilon_at_order([gaussian()], 1e-6, order)
         assert ledger.count_of_intents == 13
 
@@ -229,6 +229,22 @@ def test_a_restart_that_was_cut_off_is_repeated(
     with pytest.raises(LedgerBroken, match="gone"):
         new_ledger()
     with begin_again() as ledger:
+        assert ledger.epsilon_spent() == 8.0
+
+
+def test_a_restart_that_was_cut_off_behind_the_file_stands(begin_again: Make, written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written.unlink()
+    write_whole = ledger_file.write_whole
+
+    def write_and_lose_power(*arguments: Any, **more: Any) -> None:
+        write_whole(*arguments, **more)
+        raise OSError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger_file, "write_whole", write_and_lose_power)
+        with pytest.raises(StorageError):
+            begin_again()
+    with Ledger.open(written, signer=KEYS) as ledger:  # the mark of the lost ledger does not refuse it
         assert ledger.epsilon_spent() == 8.0
 
 
