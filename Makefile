@@ -59,11 +59,11 @@ $(SET_UP)/run: $(SET_UP)/venv
 	@touch $@
 
 $(SET_UP)/test: $(SET_UP)/venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[ray,test]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[ray,sql,test]"
 	@touch $@ $(SET_UP)/run
 
 $(SET_UP)/check: $(SET_UP)/venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[ray,test,check]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[ray,sql,test,check,crosscheck]"
 	@touch $@ $(SET_UP)/test $(SET_UP)/run
 
 $(SET_UP)/bench: $(SET_UP)/venv
