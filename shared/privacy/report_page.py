@@ -1,4 +1,4 @@
-"""The page of a report, drawn from its JSON record alone: no file is opened but the template, and everything is escaped."""
+"""The page of a report, drawn from its JSON record alone: no file is opened but the templates, and everything is escaped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from . import report_plots as plots
@@ -15,7 +15,7 @@ from . import report_words as words
 from .report_about import FIELDS
 from .report_status import ReportStatus
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATE = "report.html.j2"
 _TONE = {ReportStatus.WITHIN: "good", ReportStatus.RAISED: "raised", ReportStatus.EXCEEDED: "bad", ReportStatus.NOT_VERIFIED: "bad"}
 _SIGN = {ReportStatus.WITHIN: "✓", ReportStatus.RAISED: "△", ReportStatus.EXCEEDED: "✕", ReportStatus.NOT_VERIFIED: "?"}
 MOST_RUNS = 40
@@ -24,7 +24,8 @@ MOST_TESTS = 12
 
 def page(report: Mapping[str, Any]) -> str:
     """The page as text; plots are made here and inlined."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "epsilon": words.epsilon_text,
         "exact": _exact,
@@ -41,7 +42,7 @@ def page(report: Mapping[str, Any]) -> str:
         "sign": lambda status: _SIGN[ReportStatus(status)],
         "label": lambda name: name.replace("_", " "),
     }
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    template = environment.get_template(TEMPLATE)
     domains = report["domains"]
     return template.render(
         report=report,

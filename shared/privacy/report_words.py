@@ -117,7 +117,10 @@ RULE = (
     "below it."
 )
 
-RANDOMNESS = "Noise and sampling come from the operating system's generator; they are not seeded and not saved."
+RANDOMNESS = (
+    "Noise and sampling come from the operating system's generator; they are not seeded and not saved. Test builds may seed them, and "
+    "their ledgers say NOT PRIVATE."
+)
 FLOATING_POINT = (
     "The guarantee is proved for real arithmetic. Clipped sums are rounded to a grid and noise is drawn in 64 bit; no claim is made "
     "against attacks on floating-point artefacts beyond that."
@@ -278,8 +281,8 @@ def plain_words(domain: str, *, epsilon: float, delta: float, ceiling: float) ->
     factor, chance = odds_factor_text(shown), probability_text(delta)
     before, most = percent_text(0.1), percent_text(posterior(0.1, shown))
     return [
-        f"Domain {domain} keeps its users' interactions at home. What it sends is blurred with random noise, so that what is sent is "
-        "almost as likely with any one person as without.",
+        f"Domain {domain} keeps its users' interactions at home. What it sends about them is blurred with random noise, so that what is "
+        "sent is almost as likely with any one person as without.",
         f"Think of two worlds that differ in one thing: in one of them, one certain person was never a user of {domain}. Whatever anybody "
         f"concludes from everything that the coordinator and the other partners ever received from {domain}, its odds differ between the "
         f"two worlds by a factor of at most e^{epsilon_text(epsilon)} = {factor}, except with probability {chance}.",
@@ -294,8 +297,8 @@ def plain_words(domain: str, *, epsilon: float, delta: float, ceiling: float) ->
 def plain_words_together(domains: Sequence[str], *, epsilon: float | None, delta: float) -> list[str]:
     """What several domains mean for one person who is in all of them; ``epsilon`` is None where no number may be given."""
     first = (
-        "Each domain keeps its users' interactions at home, and what it sends is blurred with random noise. How far this protects one "
-        "person in one domain stands in that domain's section."
+        "Each domain keeps its users' interactions at home, and what it sends about them is blurred with random noise. How far this "
+        "protects one person in one domain stands in that domain's section."
     )
     if epsilon is None:
         return [first, "For a person who is in all of these domains no number can be given."]
