@@ -143,6 +143,10 @@ class _Reading:
             self.add("raised", event.seq, what, Status.RAISED)
         elif event.kind == "key":
             self.add("key", event.seq, f"the key was changed to {said['new_verify_key']}; the old one signed the change, and the new one")
+        elif event.kind == "schedule" and said["permitted_intents"] == said["rounds"] + said["reserve"]:  # no plan that was cut short
+            by = said["plan_signature"]
+            signed = "carries no coordinator's signature" if by is None else f"was signed by the coordinator ({by[:16]})"
+            self.add("contract", event.seq, f"the plan of run {said['run_id']} {signed}")
         elif event.kind == "audit":
             self._verdicts[said["tier"]] = event
         elif event.kind == "refused" and self._first_refused is None:

@@ -67,6 +67,7 @@ CODES = {
     "completeness": "up to which event the ledger is proved to be complete",
     "refused": "a debit that the ledger refused",
     "audit": "a verdict of a canary run that the ledger holds",
+    "contract": "whether the coordinator signed the plan of a run, as the partner checked it when it admitted the plan",
 }
 """Permanent in meaning: programs read them."""
 
