@@ -45,12 +45,13 @@ class CoordinatorKey(SigningPair):
                 with os.fdopen(handle, "w", encoding="ascii") as file:
                     file.write(content)
                 flush([Path(part)])
-                os.link(part, path)  # fails where anything is there: a key that partners pinned is never replaced
+                try:
+                    os.link(part, path)  # fails where anything is there: a key that partners pinned is never replaced
+                except FileExistsError:
+                    raise ConfigError(f"{path} exists already", do="It stays: partners know the coordinator by this key.") from None
             finally:
                 os.unlink(part)
             flush([path.parent])
-        except FileExistsError:
-            raise ConfigError(f"{path} exists already", do="It stays as it is: partners know the coordinator by this key.") from None
         except OSError as error:
             raise StorageError(f"{path} cannot be written ({error.strerror})", do="Check the folder and the space that is left.") from None
         return cls.load(path)
@@ -66,16 +67,18 @@ class CoordinatorKey(SigningPair):
             handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for ever
         except OSError as error:
             raise ConfigError(f"{path} cannot be read ({error.strerror})", do="isthmus-server init makes this key.") from None
-        with open(handle, "rb") as file:
-            found = os.fstat(handle)  # of what was opened, not of what stands there a moment later
-            if not stat.S_ISREG(found.st_mode):
+        try:
+            mode = os.fstat(handle).st_mode  # of what was opened, not of what stands there a moment later
+            if not stat.S_ISREG(mode):
                 raise ConfigError(f"{path} is not a file", do="Name the coordinator's key.")
-            if stat.S_IMODE(found.st_mode) & 0o077:
+            if stat.S_IMODE(mode) & 0o077:
                 raise ConfigError(
                     f"{path} can be read or changed by others than its owner",
                     do="Run chmod 600 on it. If others may have used it, make a new key and have every partner enrol again.",
                 )
-            data = file.read(_LARGEST)
+            data = os.read(handle, _LARGEST)
+        finally:
+            os.close(handle)
         try:
             values = json.loads(data)
             if values["format"] == _FORMAT and _SEED.fullmatch(values["signing"]):
