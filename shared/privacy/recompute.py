@@ -242,11 +242,11 @@ def _dearest(sets: list[tuple[_Spent, ...]]) -> tuple[tuple[_Spent, ...], float]
     """The set that costs most, and what it costs; every step below is an upper bound of the next one."""
     different = {_spent_alike(chosen): at for at, chosen in reversed([*enumerate(sets)])}
     by_renyi = sorted(((_bound(sets[at]), at) for at in different.values()), reverse=True)
-    best, coarse = -math.inf, []
+    best, coarse, width = -math.inf, [], min(_COARSE, by_renyi[0][0] / 2000.0) or REPORT_INTERVAL
     for bound, at in by_renyi if len(by_renyi) > 1 else ():
         if bound <= best:
             break
-        found = _cost(sets[at], min(_COARSE, bound / 2000.0) or REPORT_INTERVAL)
+        found = _cost(sets[at], width)
         best = max(best, found)
         coarse.append((found, at))
     worst, cost = 0, -math.inf
