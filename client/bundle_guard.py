@@ -64,19 +64,19 @@ class Guard:
         self._notes = home / REFUSED_FILE
         self._noted: set[tuple[int, str]] = set()
 
-    def admit(self, content: bytes, *, label: str, run_id: int) -> None:
+    def admit(self, content: bytes, *labels: str, run_id: int) -> None:
         """Admits what was received for a run.
 
         Args:
             content: the very bytes.
-            label: the digest that the server calls them by.
+            labels: digests that the server calls them by; empty ones are none.
         Raises:
             Refusal: code ``bundle``.
         """
         digest = hashlib.sha256(content).hexdigest()
         try:
             bundle = self._allowed.admit(content)
-            if label != bundle.digest:
+            if any(label not in ("", bundle.digest) for label in labels):
                 raise Refusal("bundle", f"bundle {digest} came under another digest")
         except Refusal as refusal:
             self._note(digest, run_id, len(content), refusal.what)
@@ -149,7 +149,7 @@ def guarded_pull(
             run_id = pulled[0].metadata.run_id
             if (run := state.get_run(run_id)) is not None:  # its bundle is here already: Flower would not ask for it again
                 fab = state.get_fab(run.fab_hash)
-                guard.admit(fab.content if fab else b"", label=run.fab_hash, run_id=run_id)
+                guard.admit(fab.content if fab else b"", run.fab_hash, run_id=run_id)
             return pulled
 
         def get_plain_run(run_id: int) -> Run:
@@ -159,7 +159,7 @@ def guarded_pull(
 
         def get_admitted_fab(digest: str, run_id: int) -> Fab:
             fab = get_fab(digest, run_id)
-            guard.admit(fab.content, label=digest, run_id=run_id)
+            guard.admit(fab.content, digest, fab.hash_str, run_id=run_id)
             return fab
 
         try:

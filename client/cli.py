@@ -13,6 +13,8 @@ import typer
 
 from shared.console import error_record, guarded
 
+from .commands.allow import EPILOG as ALLOW_EPILOG
+from .commands.allow import allow, allowed
 from .commands.answers import EPILOG, epilog, print_document
 from .commands.canary import EPILOG as CANARY_EPILOG
 from .commands.canary import canary
@@ -33,6 +35,8 @@ app.add_typer(passport, name="passport")
 app.add_typer(ledger, name="ledger")
 app.add_typer(release, name="release")
 app.command(epilog=CANARY_EPILOG)(canary)
+app.command(epilog=ALLOW_EPILOG, hidden=True)(allow)
+app.command(epilog=ALLOW_EPILOG, hidden=True)(allowed)
 app.command(epilog=epilog(0, 1, 2, 3, 4, 6, 7, 8, 9, 12, 17, 130))(forget)
 
 

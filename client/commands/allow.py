@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shared.errors import UsageError
+
 from .answers import AsJson, Debug, Settings, answer, epilog, read_settings
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def allow(
     \b
     Examples:
       isthmus-client allow partner.toml isthmus.fab --by "A. Officer"
-      isthmus-client allow partner.toml 3f1c...64 digits in all --by "A. Officer" --withdraw
+      isthmus-client allow partner.toml isthmus.fab --by "A. Officer" --withdraw
     """
     del debug
     from shared.bundle import is_digest, project_folder, read_file
@@ -49,6 +51,8 @@ def allow(
     differences: tuple[str, ...] | None = None
     digest, name, code_digest = bundle.lower(), "", ""
     if not is_digest(digest):
+        if not Path(bundle).exists():
+            raise UsageError(f"{bundle} is neither a file nor a sha256", do="Name the .fab file, or give the 64 digits of its sha256.")
         looked_at = read_file(Path(bundle))
         digest, name, code_digest = looked_at.digest, f"{looked_at.name} {looked_at.version}", looked_at.code_digest()
         differences = looked_at.differences(project_folder())

@@ -41,7 +41,7 @@ def test_no_line_of_a_foreign_bundle_runs_and_an_allowed_one_does(tmp_path: Path
     ours_app = write_app(tmp_path / "ours", "ours")
     same_name = write_app(tmp_path / "same_name", "same-name", body="# the same project, name and version")
     other = write_app(tmp_path / "other", "other", project="other")
-    broken = write_app(tmp_path / "broken", "broken", body="raise ImportError('a secret in /srv/private')")
+    broken = write_app(tmp_path / "broken", "broken", body="raise ImportError('a secret of this house')")
     digests = {app.name: bundle.build(app).digest for app in (ours_app, same_name, other, broken)}
     assert len(set(digests.values())) == 4
 
@@ -67,7 +67,7 @@ def test_no_line_of_a_foreign_bundle_runs_and_an_allowed_one_does(tmp_path: Path
         assert answer["bundle"] == digests["ours"]
 
         assert ours.submit(broken) == [FIXED]  # the text of the exception stays here
-        assert "a secret in /srv/private" in ours.log("supernode")
+        assert "a secret of this house" in ours.log("supernode")
 
         allow(ours, digests["ours"], allowed=False)
         assert ours.submit(ours_app)[0]["code"] == INVALID_FAB

@@ -1,0 +1,210 @@
+"""The process in which an admitted bundle runs: it loads the bundle's own code, whatever is installed, and its failures say nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from textwrap import dedent
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from flwr.common.constant import ErrorCode
+
+from client import app_process
+from client.allowed import AllowList
+from client.app_process import FAILED, REFUSED, OneMessage, unpack
+from shared import bundle
+from shared.errors import Refusal, StorageError
+from tests.shared.test_bundle import FILES, packed
+
+APP = b"""
+from flwr.clientapp import ClientApp
+from shared.inside import WORD
+app = ClientApp()
+app.word = WORD
+"""
+OURS = {
+    **FILES,
+    "client/__init__.py": b"",
+    "client/app.py": APP,
+    "shared/__init__.py": b"",
+    "shared/inside.py": b"WORD = 'from the bundle'\n",
+}
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+from types import SimpleNamespace
+from client.app_process import OneMessage
+import shared.errors, client.settings
+one = OneMessage(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[4]))
+module = SimpleNamespace()
+one.take_over(module)
+said = {}
+try:
+    module.install_from_fab(Path(sys.argv[3]).read_bytes(), skip_prompt=True)
+    load = module.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)
+    run = load("../../x", "/../../etc", "f" * 8)
+    said["app"] = sys.modules["client.app"].app.word
+    said["file"] = sys.modules["shared"].__file__
+    said["digest"] = os.environ.get("ISTHMUS_BUNDLE_DIGEST")
+    sys.modules["client.app"].app = None
+    said["reply"] = EXTRA
+except BaseException as error:
+    said["raised"] = type(error).__name__
+    error = module.Error(2, f"the text of the exception: {error}")
+    said["code"], said["reason"] = error.code, error.reason
+print(json.dumps(said))
+"""
+
+
+def loaded(folder: Path, files: dict[str, bytes], *, allow: bool = True, extra: str = "None", deadline_s: float = 0) -> dict[str, Any]:
+    """What a fresh process finds after it installed and loaded a bundle of these files."""
+    data = packed(files)
+    (folder / "a.fab").write_bytes(data)
+    if allow:
+        AllowList(folder / "allowed.json").decide(hashlib.sha256(data).hexdigest(), allowed=True, by="A. Officer")
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        SCRIPT.replace("EXTRA", extra),
+        *(str(folder / name) for name in ("allowed.json", "apps", "a.fab")),
+    ]
+    done = subprocess.run([*command, str(deadline_s)], capture_output=True, text=True, timeout=120, check=False, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return said
+
+
+def test_the_bundles_own_modules_run_and_not_the_installed_ones_and_the_servers_names_count_for_nothing(tmp_path: Path) -> None:
+    said = loaded(tmp_path, OURS)
+
+    digest = hashlib.sha256(packed(OURS)).hexdigest()
+    assert said["app"] == "from the bundle"
+    assert Path(said["file"]) == tmp_path / "apps" / digest / "shared" / "__init__.py"
+    assert said["digest"] == digest
+
+
+@pytest.mark.parametrize("room", ["shared", "server"])
+def test_a_bundle_that_leans_on_an_installed_module_of_ours_is_not_run(tmp_path: Path, room: str) -> None:
+    with_it = {**OURS, f"{room}/__init__.py": b"", f"{room}/app.py": b"", "client/app.py": f"import {room}.app\n".encode() + APP}
+    assert loaded(tmp_path, with_it)["app"] == "from the bundle"
+
+    said = loaded(
+        tmp_path, {path: data for path, data in with_it.items() if path != f"{room}/__init__.py"}
+    )  # Python finds the installed one
+    assert (said["raised"], said["reason"]) == ("LoadClientAppError", FAILED)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"raise ImportError('a secret of this house')",
+        b"import a_library_that_is_not_there",
+        b"import sys; sys.exit('a secret of this house')",
+        b"this is no python",
+        b"app = 3",
+        b"",
+    ],
+)
+def test_an_import_that_fails_is_answered_by_one_fixed_text(tmp_path: Path, body: bytes) -> None:
+    said = loaded(tmp_path, {**OURS, "client/app.py": body})
+    assert (said["code"], said["reason"]) == (ErrorCode.LOAD_CLIENT_APP_EXCEPTION, FAILED)
+
+
+def test_what_reaches_the_process_and_is_not_allowed_is_refused_there_too_and_not_unpacked(tmp_path: Path) -> None:
+    said = loaded(tmp_path, OURS, allow=False)
+
+    assert (said["raised"], said["code"], said["reason"]) == ("Refusal", ErrorCode.INVALID_FAB, REFUSED)
+    assert not (tmp_path / "apps").exists()
+
+
+@pytest.fixture
+def admitted() -> bundle.Bundle:
+    return bundle.read(packed(OURS))
+
+
+def test_a_folder_that_a_crash_or_anybody_changed_is_made_anew(tmp_path: Path, admitted: bundle.Bundle) -> None:
+    folder = unpack(admitted, tmp_path)
+    untouched = folder.stat().st_ino
+    assert unpack(admitted, tmp_path).stat().st_ino == untouched
+    (folder / "client" / "__pycache__").mkdir()
+    (folder / "client" / "__pycache__" / "app.cpython-311.pyc").write_bytes(b"")
+    assert unpack(admitted, tmp_path).stat().st_ino == untouched  # Python's own cache is left alone
+
+    for spoil in (
+        lambda: (folder / "client" / "app.py").write_bytes(b"app = 'other'"),
+        lambda: (folder / "client" / "app.py").unlink(),
+        lambda: (folder / "sitecustomize.py").write_bytes(b""),
+        lambda: os.truncate(folder / "shared" / "inside.py", 3),
+    ):
+        spoil()
+        unpack(admitted, tmp_path)
+        found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+        assert found == dict(admitted.contents)
+    assert os.listdir(tmp_path) == [admitted.digest]
+
+
+def test_no_room_for_the_modules_is_a_clear_error(tmp_path: Path, admitted: bundle.Bundle) -> None:
+    (tmp_path / "apps").write_text("a file")
+    with pytest.raises(StorageError, match="cannot write the bundle's modules"):
+        unpack(admitted, tmp_path / "apps")
+
+
+def test_dependencies_are_never_installed(tmp_path: Path) -> None:
+    module = SimpleNamespace()
+    OneMessage(tmp_path / "allowed.json", tmp_path / "apps").take_over(module)
+    with pytest.raises(Refusal, match="never installed"):
+        module.install_app_dependencies(tmp_path, launch_id="x", run_id=1, index_context={})
+
+
+def test_an_app_that_takes_too_long_is_interrupted_and_a_quick_one_is_not(tmp_path: Path) -> None:
+    one = OneMessage(tmp_path / "allowed.json", tmp_path / "apps", deadline_s=0.3)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match="deadline"):
+        one._within_deadline(lambda message, context: time.sleep(30), None, None)  # type: ignore[arg-type, return-value]
+    assert time.monotonic() - began < 10
+    assert one._within_deadline(lambda message, context: "quick", None, None) == "quick"  # type: ignore[arg-type, comparison-overlap]
+    time.sleep(0.4)  # and no alarm is left behind
+
+
+def test_an_app_that_does_not_even_react_is_killed(tmp_path: Path) -> None:
+    deaf = dedent(
+        f"""
+        import signal, sys, time
+        sys.path.insert(0, {str(Path(app_process.__file__).parents[1])!r})
+        from pathlib import Path
+        from client import app_process
+        app_process.GRACE_S = 0.3
+        signal.setitimer = lambda *_: None  # as if it were inside a library that never returns to Python
+        app_process.OneMessage(Path("a"), Path("b"), 0.3)._within_deadline(lambda message, context: time.sleep(60), None, None)
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", deaf], timeout=60, check=False)
+    assert done.returncode == -9
+
+
+def test_only_client_apps_are_launched(tmp_path: Path) -> None:
+    from flwr.supercore.constant import TaskType
+    from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResultStatus
+
+    launcher = app_process.Launcher([])
+    for kind in set(TaskType) - {TaskType.CLIENT_APP}:
+        spec = ExecutionSpec(
+            task_type=kind,
+            runtime_api_address="127.0.0.1:1",
+            token="t",
+            insecure=True,
+            root_certificates_path=None,
+            runtime_dependency_install=False,
+            parent_pid=None,
+            suppress_output=False,
+            task_id=1,
+        )
+        assert launcher.launch(spec).status == LaunchResultStatus.FAILED
