@@ -52,9 +52,9 @@ def verification_words(found: Verification) -> str:
     if found.events:
         lines += _facts(found)
     for one in found.findings:
-        where = "" if one.event is None else f"event {one.event:,}: "
+        where = "" if one.event is None or f"event {one.event:,}" in one.what else f"event {one.event:,}: "
         leads = "" if one.status is Status.INTACT else f"{one.status} - "
-        lines.append(f"  {one.code:<16}  {leads}{'' if one.what.startswith('event ') else where}{one.what}")
+        lines.append(f"  {one.code:<16}  {leads}{where}{one.what}")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from shared.errors import ConfigError
 from shared.privacy import second_pld
-from shared.privacy.accountant import epsilon_pld, epsilon_rdp
+from shared.privacy.accountant import epsilon_pld, epsilon_rdp, epsilon_replace_one
 from shared.privacy.mechanism import Mechanism
 from shared.privacy.second_pld import Bracket, epsilon_bracket
 
@@ -41,6 +41,22 @@ def test_where_the_truth_is_known_it_lies_between_the_two_ends(sigma: float, n: 
     mu = math.sqrt(n) / sigma
     assert found.high - found.low < max(0.02, 0.006 * found.high)
     assert gaussian_delta(found.high, mu) <= delta <= gaussian_delta(found.low, mu)
+
+
+@pytest.mark.parametrize(("sigma", "n"), [(3.0, 9), (20.0, 400)])
+def test_without_sampling_a_changed_record_is_twice_as_far_away(sigma: float, n: int) -> None:
+    found = epsilon_bracket([steps(n, q=1.0, sigma=sigma, kind="gaussian")], DELTA, replace=True)
+    assert found is not None
+    mu = 2.0 * math.sqrt(n) / sigma
+    assert gaussian_delta(found.high, mu) <= DELTA <= gaussian_delta(found.low, mu)
+
+
+@pytest.mark.parametrize("events", [[steps(200)], [steps(50, q=0.3, sigma=2.0), steps(100, sigma=0.8)], [steps(1)]])
+def test_a_changed_record_costs_what_the_first_accountant_says(events: list[Mechanism]) -> None:
+    found = epsilon_bracket(events, DELTA, replace=True)
+    assert found is not None
+    assert bracket(events).high < found.low < found.high
+    assert found.high == pytest.approx(epsilon_replace_one(events, DELTA, interval=1e-3), abs=2e-3)
 
 
 def test_one_sampled_step_is_bracketed_in_both_directions() -> None:
