@@ -1,8 +1,12 @@
-"""Which files and folders this process opens, by Python's own audit events. A hook stays for life, so it listens only when asked."""
+"""Which files and folders this process opens, by Python's own audit events. A hook stays for life, so it listens only when asked.
+
+What a native library opens by itself, as polars opens a table, is not seen; so tests also take away what must not be opened.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +25,13 @@ def _note(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_note)
+
+
+def take_data_away(partner: Path) -> None:
+    """Whoever opens this partner's data from now on fails, and otherwise than with a refusal."""
+    for name in ("items.csv", "interactions.csv", "links.csv"):
+        (partner / name).unlink()
+    shutil.rmtree(partner / "home" / "prepared")
 
 
 @contextmanager

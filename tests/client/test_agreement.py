@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from shared.privacy.ledger import read_events
 from shared.privacy.manifest import read_manifest
 from shared.privacy.signing import SigningPair
 from tests.client.gated_domain import context, received
-from tests.client.opened_files import opened_below
+from tests.client.opened_files import opened_below, take_data_away
 from tests.client.partner_world import CONFIG, RUN, World, descriptor_query, instruction
 from tests.shared.privacy.bookshop import STRANGER
 
@@ -75,6 +74,7 @@ TAMPERED: dict[str, tuple[wire.Hello, str | None]] = {
 def test_what_the_coordinator_did_not_sign_is_refused_and_nothing_is_opened(world: World, case: str) -> None:
     question, running = TAMPERED[case]
     settings = partner(world)
+    take_data_away(settings.base)
 
     with opened_below(world.root) as opened, pytest.raises(Refusal) as refused:
         queries.hello(settings, question, running=running)
@@ -87,6 +87,7 @@ def test_what_the_coordinator_did_not_sign_is_refused_and_nothing_is_opened(worl
 def test_what_the_coordinator_signed_is_admitted_and_recorded(world: World) -> None:
     """So what the test above refuses is the tampering; and this is a run that opens the ledger, and no data."""
     settings = partner(world)
+    take_data_away(settings.base)
     with opened_below(world.root / "books") as opened:
         reply = queries.hello(settings, signed(), running=BUNDLE)
 
@@ -143,6 +144,7 @@ def test_the_protocol_is_looked_at_first(world: World) -> None:
 def test_a_signed_text_that_is_no_canonical_configuration_is_refused_as_range(world: World, text: str) -> None:
     """The coordinator itself may be careless, or hostile: a signature does not make a text a configuration."""
     settings = partner(world)
+    take_data_away(settings.base)
     with opened_below(world.root) as opened, pytest.raises(Refusal) as refused:
         queries.hello(settings, signed(text), running=BUNDLE)
     assert (refused.value.code, opened) == ("range", [])
@@ -232,9 +234,7 @@ def test_of_a_refusal_its_code_alone_leaves(world: World, monkeypatch: pytest.Mo
     settings.write(world.root / "books" / "partner.toml")
     if running is not None:
         monkeypatch.setenv("ISTHMUS_BUNDLE_DIGEST", running)  # as the partner's guard sets it
-    shutil.rmtree(settings.at_home("prepared"))
-    for name in ("items.csv", "interactions.csv", "links.csv"):
-        (world.root / "books" / name).unlink()
+    take_data_away(settings.base)
     app = build_client_app(lambda _: ClientSettings.read(world.root / "books" / "partner.toml"))
 
     reply = app(received(question.pack(), wire.HELLO), context())
