@@ -39,8 +39,9 @@ PRV_RELATIVE_TOLERANCE = 0.01
 
 _NOISE_UNIT = 1e-4
 _LEAST_NOISE, _MOST_NOISE = 0.05, 1e4
+_NOISE_OF_NO_USE, _NOISE_THAT_COUNTS = 1e-6, 1e6
 _MOST_CELLS = 1_000_000
-_MOST_STEPS = 10_000_000
+MOST_STEPS = 10_000_000
 _BEYOND_MEANING = 1000.0
 
 Group = tuple[float, float, int]
@@ -69,13 +70,14 @@ class Epsilons:
 def grouped(events: Iterable[Mechanism]) -> tuple[Group, ...] | None:
     """Equal steps put together, in a fixed order; None when one of the events protects nothing.
 
-    Only q and sigma have a price: the sensitivity C + g sqrt(p) is already in the scale of the noise.
+    Only q and sigma have a price: the sensitivity C + g sqrt(p) is already in the scale of the noise. A sigma above a million is priced as
+    a million, an upper bound that no accountant overflows at.
     """
     steps: dict[tuple[float, float], int] = {}
     for event in events:
         if event.kind == "none":
             return None
-        key = (event.sampling_rate, event.noise_multiplier)
+        key = (event.sampling_rate, min(event.noise_multiplier, _NOISE_THAT_COUNTS))
         steps[key] = steps.get(key, 0) + event.steps
     return tuple((q, sigma, n) for (q, sigma), n in sorted(steps.items()))
 
@@ -89,7 +91,8 @@ def epsilon_pld(events: Sequence[Mechanism], delta: float, *, interval: float = 
     """Epsilon of all events together, by privacy loss distributions.
 
     An upper bound at every ``interval``. Where the noise is so small (sigma below about .02) that the grid would not fit into memory, a
-    wider one is taken, and above 1,000, where no number protects anybody, the bound of RDP stands for it: both are upper bounds still.
+    wider one is taken. Above 1,000, where no number protects anybody, and for more than 10 million steps, which no schedule may have, the
+    bound of RDP stands for it. Both are upper bounds still.
 
     Args:
         events: any mechanisms; equal ones are grouped.
@@ -150,7 +153,7 @@ def filter_order(mechanism: Mechanism, ceiling_epsilon: float, delta: float) -> 
     Order :math:`\alpha` permits :math:`n = (\epsilon - c_\alpha) / \rho_\alpha` of them, where :math:`\rho_\alpha` is the Renyi divergence
     of one and :math:`c_\alpha = \log(1 - 1/\alpha) - \log(\delta\alpha)/(\alpha - 1)` (Canonne, Kamath & Steinke 2020, proposition 12).
     """
-    curve = _rdp_of_one(mechanism.sampling_rate, mechanism.noise_multiplier, FILTER_ORDERS)
+    curve = _rdp_of_one(mechanism.sampling_rate, min(mechanism.noise_multiplier, _NOISE_THAT_COUNTS), FILTER_ORDERS)
     best, order = -math.inf, FILTER_ORDERS[0]
     for alpha, rho in zip(FILTER_ORDERS, curve.tolist(), strict=True):
         if not 0.0 < rho < math.inf:
@@ -238,8 +241,8 @@ def noise_multiplier_for(*, epsilon: float, delta: float, sampling_rate: float, 
     _check_delta(delta)
     if not (math.isfinite(epsilon) and epsilon > 0 and 0 < sampling_rate <= 1 and steps >= 1):
         raise ConfigError("noise is solved for a finite epsilon above 0, a sampling rate in (0, 1] and at least one step")
-    if steps > _MOST_STEPS:  # time and memory of PLD grow with them
-        raise ConfigError(f"a schedule of more than {_MOST_STEPS:,} steps is not priced", do="Ask for fewer rounds or steps.")
+    if steps > MOST_STEPS:  # time and memory of PLD grow with them
+        raise ConfigError(f"a schedule of more than {MOST_STEPS:,} steps is not priced", do="Ask for fewer rounds or steps.")
     interval = running_interval(epsilon)
 
     @cache
@@ -300,7 +303,7 @@ def _pld(groups: tuple[Group, ...], delta: float, interval: float, *, replace: b
 
     least = min(sigma for _, sigma, _ in groups)
     bound = _rdp(groups, delta, FILTER_ORDERS)
-    if bound > _BEYOND_MEANING:
+    if bound > _BEYOND_MEANING or sum(steps for *_, steps in groups) > MOST_STEPS:
         return math.inf if replace else bound  # the bound of RDP is for add/remove
     reach = 0.5 / least**2 + 10.0 / least  # largest privacy loss of one step that matters
     width = max(interval, reach / _MOST_CELLS)
@@ -337,8 +340,11 @@ def _rdp(groups: tuple[Group, ...], delta: float, orders: tuple[float, ...]) -> 
 @lru_cache(maxsize=4096)
 def _rdp_of_one(sampling_rate: float, noise_multiplier: float, orders: tuple[float, ...]) -> Any:
     """(n_orders,) Renyi divergence of one step; infinite at an order where the series does not converge, which is safe."""
+    import numpy as np
     from dp_accounting.rdp import RdpAccountant
 
+    if noise_multiplier < _NOISE_OF_NO_USE:
+        return np.full(len(orders), np.inf)
     accountant = RdpAccountant(orders=list(orders))
     log = logging.getLogger("absl")
     log.addFilter(_is_news)

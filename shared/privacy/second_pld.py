@@ -38,7 +38,7 @@ from scipy.fft import irfft, next_fast_len, rfft
 from scipy.special import ndtr, ndtri
 
 from ..errors import ConfigError
-from .accountant import Group, grouped
+from .accountant import MOST_STEPS, Group, grouped
 from .mechanism import Mechanism
 
 MOST_CELLS = 1 << 23
@@ -90,7 +90,7 @@ def epsilon_bracket(events: Iterable[Mechanism], delta: float, *, replace: bool 
         return Bracket(low=math.inf, high=math.inf)
     if not groups:
         return Bracket(low=0.0, high=0.0)
-    if min(sigma for _, sigma, _ in groups) < _LEAST_NOISE:
+    if min(sigma for _, sigma, _ in groups) < _LEAST_NOISE or sum(steps for *_, steps in groups) > MOST_STEPS:
         return None
     found = [_one_direction(groups, delta, direction) for direction in (("replace",) if replace else ("remove", "add"))]
     both = [one for one in found if one is not None]

@@ -190,6 +190,16 @@ def test_without_noise_no_number_is_printed_and_nobody_is_asked() -> None:
     assert "NOT PRIVATE" in answer.why
 
 
+@pytest.mark.parametrize("accountant", [epsilon_pld, epsilon_rdp, at_order_three, epsilon_replace_one])
+@pytest.mark.parametrize(("q", "sigma", "n"), [(2.3e-308, 0.3, 2**53), (0.5, 1e300, 2**53), (2.3e-308, 1e300, 1), (1.0, 2.3e-308, 1)])
+def test_parameters_at_the_ends_of_their_ranges_are_priced(accountant: Accountant, q: float, sigma: float, n: int) -> None:
+    """An auditor reads what others wrote: no ledger may stop the audit."""
+    started = time.monotonic()
+    assert accountant([steps(n, q=q, sigma=sigma)], DELTA) >= 0.0
+    epsilon_bracket([steps(n, q=q, sigma=sigma)], DELTA)
+    assert time.monotonic() - started < 30
+
+
 @pytest.mark.parametrize(("sigma", "n"), [(0.05, 10), (0.001, 10), (1.0, 10**9)])
 def test_absurd_parameters_give_a_bound_in_bounded_time(sigma: float, n: int) -> None:
     started = time.monotonic()
