@@ -171,6 +171,25 @@ def test_an_event_after_the_change_that_the_old_key_signed_is_named(path: Path, 
     assert (found.status, found.first_bad) == (Status.BROKEN, 3)
 
 
+def test_an_unsigned_ledger_is_not_verifiable(old: Path) -> None:
+    """Its numbers hold, by the accountants of today; but whoever can write the file can change all of it."""
+    found = audit(old)
+    assert found.status is Status.NOT_VERIFIABLE
+    assert found.keys == ()
+    assert "unsigned" in codes(found)
+    assert not codes(found) & {"chain", "number", "signature"}
+
+
+def test_an_upgraded_ledger_says_what_is_from_before_it_was_signed(old: Path) -> None:
+    Ledger.upgrade(old, signer=KEYS, why="this release signs its ledgers")
+    found = audit(old)
+    assert found.status is Status.RAISED  # as it was raised before
+    assert found.signed_from == found.events
+    assert next(one for one in found.findings if one.code == "unsigned").event == found.events - 1
+    with pytest.raises(WrongKey):
+        audit(old, STRANGER.verify_key)
+
+
 # --- what the ledger itself says ---------------------------------------------------------------------------------------------------------
 def test_a_raised_ceiling_is_a_verdict_of_its_own(path: Path, new_ledger: Make, admit: Make, do_round: Make) -> None:
     with new_ledger() as ledger:
