@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.client.data import postgres
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,3 +44,13 @@ def data_set() -> Callable[[str], Path]:
         return folder
 
     return find
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[postgres.Server]:
+    """A real PostgreSQL server, one for each process of the tests; tables and databases of others may lie in it."""
+    found = postgres.find()
+    if found is None:
+        pytest.skip(postgres.MISSING)
+    with postgres.running(found) as server:
+        yield server

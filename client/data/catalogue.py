@@ -6,14 +6,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from shared.errors import ConfigError, DataError, InvalidItem
 
-from .tables import Column, numbered, read_table
+from .tables import Column, Source, advice_on, as_source, numbered, read_table
 
 JOINED_BY = ". "
 MAX_ITEMS = 2**31 - 1
@@ -87,8 +86,8 @@ class Catalogue:
         return codes.cast(pl.Int32).fill_null(-1).to_numpy().astype(np.int32)
 
 
-def read_catalogue(path: Path, *, columns: CatalogueColumns | None = None) -> Catalogue:
-    """Reads a catalogue from CSV, Parquet or JSON lines.
+def read_catalogue(source: Source, *, columns: CatalogueColumns | None = None) -> Catalogue:
+    """Reads a catalogue from CSV, Parquet, JSON lines or a table of a database.
 
     An item's text is the configured columns joined by ``". "``; empty ones are skipped. An item without any text is kept and counted
     (`Catalogue.n_without_text`); a catalogue in which no item has text is refused, because nothing could be placed.
@@ -97,29 +96,31 @@ def read_catalogue(path: Path, *, columns: CatalogueColumns | None = None) -> Ca
         DataError: the file cannot be read, a column is missing, or there is no item; names file and column.
         InvalidItem: an id is missing, or two items share one; names file, rows and column.
     """
-    path = Path(path)
+    source = as_source(source)
     columns = columns or CatalogueColumns()
     if not columns.texts:
         raise ConfigError("no text column is named for the catalogue", do="Name at least one public column, such as the title.")
     roles = [f"text_{number}" for number in range(len(columns.texts))]
     wanted = [Column(role="item", name=columns.item)] + [Column(role=r, name=n) for r, n in zip(roles, columns.texts, strict=True)]
     text = pl.concat_str([pl.col(role) for role in roles], separator=JOINED_BY, ignore_nulls=True)
-    frame = read_table(path, wanted, lambda rows: rows.select("item", text=text)).with_row_index("row", offset=1)
+    frame = read_table(source, wanted, lambda rows: rows.select("item", text=text)).with_row_index("row", offset=1)
     frame = frame.filter(pl.col("item").is_not_null() | (pl.col("text") != ""))  # a row without anything is a blank line
     if frame.is_empty():
-        raise DataError(f"{path} holds no item", do="A catalogue has a header and one row for each item.")
+        raise DataError(f"{source} holds no item", do="A catalogue has one row for each item, and a file of it a header.")
     missing = frame.filter(pl.col("item").is_null())["row"].to_numpy()
     if len(missing):
-        raise InvalidItem(f"{path}: {numbered(missing)}: '{columns.item}' is missing")
+        raise InvalidItem(f"{source}: {numbered(missing)}: '{columns.item}' is missing", do=advice_on(source))
     doubled = frame.filter(pl.col("item").is_first_distinct().not_())
     if len(doubled):
         first = frame.filter(pl.col("item") == doubled["item"][0])["row"][0]
         rows = numbered(doubled["row"].to_numpy())
         raise InvalidItem(
-            f"{path}: {rows}: '{columns.item}' names an item that an earlier row names (the first of them: row {first:,})",
-            do="Give each item one row.",
+            f"{source}: {rows}: '{columns.item}' names an item that an earlier row names (the first of them: row {first:,})",
+            do=advice_on(source, "Give each item one row."),
         )
     catalogue = Catalogue(item_ids=frame["item"].to_list(), texts=frame["text"].to_list())
     if not catalogue.has_text.any():
-        raise InvalidItem(f"{path}: no item has any text in {', '.join(repr(name) for name in columns.texts)}", do="Name the text columns.")
+        raise InvalidItem(
+            f"{source}: no item has any text in {', '.join(repr(name) for name in columns.texts)}", do="Name the text columns."
+        )
     return catalogue

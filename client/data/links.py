@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -12,7 +11,7 @@ import polars as pl
 from shared.errors import DataError, InvalidInteraction
 
 from .pseudonyms import PSEUDONYM_BYTES, are_sorted, locate, pseudonym, sort_order
-from .tables import Column, numbered, read_table
+from .tables import Column, Source, advice_on, as_source, numbered, read_table
 
 _TOKEN = r"^[A-Za-z0-9_.:~+/=\-]{1,64}$"
 _PARTNER = r"^[a-z0-9_\-]{1,64}$"
@@ -81,18 +80,18 @@ class Links:
         return self.by_partner.get(partner, nobody)
 
 
-def read_links(path: Path, *, pseudonym_key: bytes, columns: LinkColumns | None = None) -> Links:
-    """Reads links from CSV, Parquet or JSON lines. A header without rows means that nobody is linked.
+def read_links(source: Source, *, pseudonym_key: bytes, columns: LinkColumns | None = None) -> Links:
+    """Reads links from CSV, Parquet, JSON lines or a table of a database. A header without rows means that nobody is linked.
 
     Raises:
         DataError: the file cannot be read or a column is missing; names file and column.
         InvalidInteraction: a field is missing or malformed, a user has two link ids with one partner, or two users share one; names file,
             rows and column.
     """
-    path = Path(path)
+    source = as_source(source)
     columns = columns or LinkColumns()
     wanted = [Column(role=role, name=getattr(columns, role)) for role in ("user", "partner", "link")]
-    frame = read_table(path, wanted, lambda rows: rows).with_row_index("row", offset=1)
+    frame = read_table(source, wanted, lambda rows: rows).with_row_index("row", offset=1)
     frame = frame.filter(pl.any_horizontal(pl.col("user", "partner", "link").is_not_null()))
     checks = [
         (columns.user, pl.col("user").is_null(), "is missing"),
@@ -102,12 +101,12 @@ def read_links(path: Path, *, pseudonym_key: bytes, columns: LinkColumns | None 
         (columns.link, ~pl.col("link").str.contains(_TOKEN), "is no token of at most 64 letters, digits and -_.:~+/="),
     ]
     for name, wrong, what in checks:
-        _refuse(path, frame.filter(wrong), f"'{name}' {what}")
+        _refuse(source, frame.filter(wrong), f"'{name}' {what}")
     distinct = frame.unique(subset=["user", "partner", "link"], keep="first", maintain_order=True)
     repeated = pl.struct("user", "partner").is_first_distinct().not_()
-    _refuse(path, distinct.filter(repeated), f"'{columns.user}' has another '{columns.link}' with the same partner in an earlier row")
+    _refuse(source, distinct.filter(repeated), f"'{columns.user}' has another '{columns.link}' with the same partner in an earlier row")
     shared = pl.struct("partner", "link").is_first_distinct().not_()
-    _refuse(path, distinct.filter(shared), f"'{columns.link}' belongs to another user with the same partner in an earlier row")
+    _refuse(source, distinct.filter(shared), f"'{columns.link}' belongs to another user with the same partner in an earlier row")
     by_partner = {}
     for name in sorted(distinct["partner"].unique().to_list()):
         part = distinct.filter(pl.col("partner") == name)
@@ -117,6 +116,6 @@ def read_links(path: Path, *, pseudonym_key: bytes, columns: LinkColumns | None 
     return Links(by_partner=by_partner, n_duplicates=len(frame) - len(distinct))
 
 
-def _refuse(path: Path, wrong: pl.DataFrame, what: str) -> None:
+def _refuse(source: Source, wrong: pl.DataFrame, what: str) -> None:
     if len(wrong):
-        raise InvalidInteraction(f"{path}: {numbered(wrong['row'].to_numpy())}: {what}")
+        raise InvalidInteraction(f"{source}: {numbered(wrong['row'].to_numpy())}: {what}", do=advice_on(source))

@@ -1,4 +1,4 @@
-"""Reads a partner's interactions: CSV, Parquet or JSON lines become pseudonyms, catalogue positions and times.
+"""Reads a partner's interactions: CSV, Parquet, JSON lines or a table of a database become pseudonyms, catalogue positions and times.
 
 Rows stream through Polars and shrink at once to codes (some 20 bytes a row); user ids are gone, but for the distinct ones, before anything
 is sorted. A file is read whole or refused: errors name file, rows and column, never a value.
@@ -7,7 +7,6 @@ is sorted. A file is read whole or refused: errors name file, rows and column, n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,12 +17,14 @@ from shared.errors import ConfigError, DataError, InvalidInteraction
 from .catalogue import Catalogue
 from .interactions import Interactions, latest, time_order
 from .pseudonyms import locate, pseudonym, sort_order
-from .tables import Column, check_distinct, numbered, read_table
+from .tables import Column, Source, advice_on, as_source, check_distinct, numbered, read_table
 
 EARLIEST_S = 0
 """1970-01-01, the first second that ``unix_s`` may name."""
 LATEST_S = 4_102_444_800
 """2100-01-01, the last."""
+
+_NO_ROW = "A file needs a header and at least one row, a table at least one row."
 
 TimeMeaning = Literal["unix_s", "order"]
 UnknownItems = Literal["refuse", "drop"]
@@ -109,7 +110,7 @@ class _Fault:
 
 
 def read(
-    path: Path,
+    source: Source,
     *,
     catalogue: Catalogue,
     pseudonym_key: bytes,
@@ -120,10 +121,10 @@ def read(
     unknown_items: UnknownItems = "refuse",
     without: np.ndarray | None = None,
 ) -> ReadResult:
-    """Reads interactions; the suffix of the file decides the format (``.csv``, ``.parquet``, ``.jsonl``; text also ``.gz``).
+    """Reads interactions; the suffix of a file decides the format (``.csv``, ``.parquet``, ``.jsonl``; text also ``.gz``).
 
     Args:
-        path: the file. Rows are data records, counted from 1 after the header.
+        source: the file, or a table of a database (`client.data.sql`). Rows are data records, counted from 1 after the header.
         catalogue: the domain's items.
         pseudonym_key: from `pseudonyms.load_or_create_key`.
         columns: names of the columns.
@@ -137,7 +138,7 @@ def read(
         DataError: the file cannot be read, a column is missing or of the wrong type, or no row is left.
         InvalidInteraction: rows are unusable; names the first of them, and the column.
     """
-    path = Path(path)
+    source = as_source(source)
     columns = columns or ColumnNames()
     _check_choices(time, rating_range, max_items_per_user, unknown_items)
     wanted = [
@@ -150,8 +151,8 @@ def read(
     check_distinct(wanted)
     faults = _faults(columns, time, rating_range)
     categories = pl.Categories.random()
-    frame = read_table(path, wanted, lambda rows: _coded(rows, catalogue, categories, faults, columns.rating))
-    keep, n_blank, n_unknown = _kept(path, frame["fault"].to_numpy(), faults, columns, unknown_items)
+    frame = read_table(source, wanted, lambda rows: _coded(rows, catalogue, categories, faults, columns.rating))
+    keep, n_blank, n_unknown = _kept(source, frame["fault"].to_numpy(), faults, columns, unknown_items)
     rated = "rating" in frame.columns
     codes = frame["user"].to_physical().fill_null(0).to_numpy()[keep]
     items = frame["item"].to_physical().cast(pl.Int32).fill_null(0).to_numpy()[keep]
@@ -164,7 +165,7 @@ def read(
         rows, users, pseudonyms, external_ids = _left_out(users, pseudonyms, external_ids, without)
         items, times, ratings = items[rows], times[rows], None if ratings is None else ratings[rows]
         if len(users) == 0:
-            raise DataError(f"{path} holds no usable row", do="The file needs a header and at least one row.")
+            raise DataError(f"{source} holds no usable row", do=_NO_ROW)
     rows, n_duplicates, truncated = _sorted_rows(users, items, times, len(pseudonyms), max_items_per_user)
     interactions = Interactions(
         users=users[rows], items=items[rows], times=times[rows], ratings=None if ratings is None else ratings[rows], pseudonyms=pseudonyms
@@ -237,7 +238,7 @@ def _coded(rows: pl.LazyFrame, catalogue: Catalogue, categories: pl.Categories, 
 
 
 def _kept(
-    path: Path, fault: np.ndarray, faults: list[_Fault], columns: ColumnNames, unknown_items: UnknownItems
+    source: Source, fault: np.ndarray, faults: list[_Fault], columns: ColumnNames, unknown_items: UnknownItems
 ) -> tuple[np.ndarray, int, int]:
     """(n_rows,) bool of usable rows, and how many were blank and unknown. Raises for the first kind of bad row that occurs."""
     counts = np.bincount(fault, minlength=_FIRST + len(faults))
@@ -249,10 +250,10 @@ def _kept(
         first = fault[np.flatnonzero(np.isin(fault, np.flatnonzero(bad)))[0]]
         kind = faults[first - _FIRST] if first >= _FIRST else _unknown(columns)
         rows = np.flatnonzero(fault == first) + 1
-        raise InvalidInteraction(f"{path}: {numbered(rows)}: '{kind.column}' {kind.what}", do=kind.do)
+        raise InvalidInteraction(f"{source}: {numbered(rows)}: '{kind.column}' {kind.what}", do=advice_on(source, kind.do))
     if counts[0] == 0:
         lost = ": the catalogue lacks every item that it names" if counts[_UNKNOWN] else ""
-        raise DataError(f"{path} holds no usable row{lost}", do="The file needs a header and at least one row.")
+        raise DataError(f"{source} holds no usable row{lost}", do=_NO_ROW)
     return fault == 0, int(counts[_BLANK]), int(counts[_UNKNOWN])
 
 

@@ -1,4 +1,4 @@
-"""Tables in CSV, Parquet and JSON lines, read to typed columns by the suffix of the file.
+"""Tables in CSV, Parquet and JSON lines, read to typed columns by the suffix of the file; those of a database bring their own reader.
 
 Every format gives the same columns: text without blanks around it (empty = missing), whole numbers, numbers. Identifiers are text
 always, so ``0615391206`` keeps its zero. CSV fields are all parsed, also those nobody asked for: a quote left open in a column that is
@@ -8,11 +8,12 @@ skipped would otherwise swallow rows in silence.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import polars as pl
@@ -48,6 +49,30 @@ class Column:
     required: bool = True
 
 
+class Table(Protocol):
+    """A source that is no file: a table of a database. As text it is what errors call it."""
+
+    @property
+    def advice(self) -> str:
+        """What to know about the numbers of its rows."""
+
+    def read(self, columns: Sequence[Column], refine: Refine) -> pl.DataFrame:
+        """What `read_table` does."""
+
+
+Source = Path | Table
+
+
+def as_source(source: Source | str) -> Source:
+    """A path where a text or a path was given."""
+    return Path(source) if isinstance(source, (str, os.PathLike)) else source
+
+
+def advice_on(source: Source, do: str = "") -> str:
+    """What to do about a row: the same for every source, and how a database counts rows."""
+    return do if isinstance(source, Path) else f"{do} {source.advice}".strip()
+
+
 def check_distinct(columns: Sequence[Column]) -> None:
     """Refuses two roles that name one column."""
     names = [column.name for column in columns]
@@ -76,19 +101,22 @@ def numbered(rows: np.ndarray, shown: int = 5) -> str:
     return f"rows {', '.join(first[:-1])} and {first[-1]}"
 
 
-def read_table(path: Path, columns: Sequence[Column], refine: Refine) -> pl.DataFrame:
+def read_table(source: Source, columns: Sequence[Column], refine: Refine) -> pl.DataFrame:
     """Reads chosen columns and refines them while they stream.
 
     Args:
-        path: the file; its suffix decides the format.
+        source: a table, or the path of a file, whose suffix decides the format.
         columns: what to read.
         refine: further lazy steps, row by row, applied before anything is collected, so that bulky text need not be kept.
     Returns:
         the refined frame; row i is data row i + 1.
     Raises:
-        DataError: the file cannot be read, or a column is missing, doubled or of the wrong type; names file, row and column.
+        DataError: the source cannot be read, or a column is missing, doubled or of the wrong type; names file, row and column.
     """
     check_distinct(columns)
+    if not isinstance(source, Path):
+        return source.read(columns, refine)
+    path = source
     if path.is_dir():
         raise DataError(f"{path} is a folder, not a file")
     kind = format_of(path)
@@ -96,10 +124,10 @@ def read_table(path: Path, columns: Sequence[Column], refine: Refine) -> pl.Data
         return _read_parquet(path, columns, refine)
     looked = row_by_row.look_over(path)
     header = row_by_row.csv_header(path) if kind == "csv" else row_by_row.jsonl_header(path)
-    present = _present(path, header, columns)
+    present = those_there(path, header, columns)
     text = {column.role: pl.String() for column in present}
     raw = _fast_csv(path, header, present, looked) if kind == "csv" else _fast_jsonl(path, present)
-    frame = None if raw is None else _attempt(refine(_shaped(raw, present, text)))
+    frame = None if raw is None else _attempt(refine(shaped(raw, present, text)))
     if kind == "csv" and frame is not None and len(frame) != looked.n_lines - 1:
         frame = None  # a field spans lines: meant so, or a quote left open that swallowed rows
     if frame is None:
@@ -107,7 +135,7 @@ def read_table(path: Path, columns: Sequence[Column], refine: Refine) -> pl.Data
         positions = [header.index(name) for name in names]
         rows = row_by_row.csv_rows(path, positions, names, len(header)) if kind == "csv" else row_by_row.jsonl_rows(path, names)
         exact = row_by_row.frame(rows, list(text))
-        frame = _attempt(refine(_shaped(exact.lazy(), present, text)))
+        frame = _attempt(refine(shaped(exact.lazy(), present, text)))
     if frame is None:
         raise DataError(f"{path} cannot be read as {kind}", do="Export the file again.")
     return frame
@@ -160,12 +188,12 @@ def _read_parquet(path: Path, columns: Sequence[Column], refine: Refine) -> pl.D
     frame = None
     if plan is not None:
         header = list(schema)
-        present = _present(path, header, columns)
+        present = those_there(path, header, columns)
         types = {column.role: schema[column.name] for column in present}
         for column in present:
-            _check_type(path, column, types[column.role])
+            check_type(path, column, types[column.role])
         raw = plan.select(pl.nth(header.index(c.name)).alias(c.role) for c in present)
-        frame = _attempt_pruned(refine(_shaped(raw, present, types)))
+        frame = _attempt_pruned(refine(shaped(raw, present, types)))
     if frame is None:
         raise DataError(f"{path} is not a readable Parquet file: cut off or damaged", do="Export the file again.")
     return frame
@@ -178,34 +206,43 @@ def _attempt_pruned(plan: pl.LazyFrame) -> pl.DataFrame | None:
         return None
 
 
-def _check_type(path: Path, column: Column, dtype: pl.DataType) -> None:
+def check_type(source: Source, column: Column, dtype: pl.DataType | None, name: str = "") -> None:
+    """Refuses a column whose type cannot hold what is wanted.
+
+    Args:
+        dtype: None where a database has a type that no file has.
+        name: what to call the type; by default by its name in Polars.
+    Raises:
+        DataError: names column and type.
+    """
+    dtype = dtype or pl.Unknown()
     text = dtype in (pl.String, pl.Null) or isinstance(dtype, (pl.Categorical, pl.Enum))
     fits = {
-        "text": text or dtype.is_integer(),
-        "unix_s": text or dtype.is_integer() or dtype.is_float() or isinstance(dtype, (pl.Datetime, pl.Date)),
-        "order": text or dtype.is_integer() or dtype.is_float() or isinstance(dtype, (pl.Datetime, pl.Date)),
+        "text": text or dtype.is_integer() or (isinstance(dtype, pl.Decimal) and dtype.scale == 0),
+        "unix_s": text or dtype.is_numeric() or isinstance(dtype, (pl.Datetime, pl.Date)),
+        "order": text or dtype.is_numeric() or isinstance(dtype, (pl.Datetime, pl.Date)),
         "number": text or dtype.is_numeric(),
     }[column.kind]
     if not fits:
         wanted = "text or whole numbers" if column.kind == "text" else "numbers"
         hint = "Whole numbers with gaps are often written as floats: write them as text." if dtype.is_float() else ""
-        raise DataError(f"{path}: column '{column.name}' is of type {dtype.base_type().__name__}, not {wanted}", do=hint)
+        raise DataError(f"{source}: column '{column.name}' is of type {name or dtype.base_type().__name__}, not {wanted}", do=hint)
 
 
-def _present(path: Path, header: Sequence[str], columns: Sequence[Column]) -> list[Column]:
+def those_there(source: Source, header: Sequence[str], columns: Sequence[Column]) -> list[Column]:
     """The wanted columns that the file has; refuses doubled ones, missing ones, and optional ones that look misspelt."""
     wanted = {column.name for column in columns}
     present = []
     for column in columns:
         count = list(header).count(column.name)
         if count > 1:
-            raise DataError(f"{path}: column '{column.name}' occurs {count} times in the header")
+            raise DataError(f"{source}: column '{column.name}' occurs {count} times in the header")
         if count == 1:
             present.append(column)
             continue
         near = _nearest(column.name, [name for name in header if name not in wanted], 0.6 if column.required else 0.8)
         if column.required or near is not None:
-            raise DataError(f"{path}: no column '{column.name}'", do=_advice(near, header))
+            raise DataError(f"{source}: no column '{column.name}'", do=_advice(near, header))
     return present
 
 
@@ -220,13 +257,13 @@ def _advice(near: str | None, header: Sequence[str]) -> str:
     if any(re.fullmatch(r"\s*[-+]?[0-9][0-9.]*\s*", name) for name in header):
         return "The first line looks like data: begin the file with a line of column names."
     if near is not None:
-        return f"The nearest column of the file is '{near}': rename it, or name it in the settings of this domain."
+        return f"The nearest column is '{near}': rename it, or name it in the settings of this domain."
     if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
         return "The fields seem to be separated by something else than a comma."
-    return f"None of the file's {len(header)} columns has a similar name: name the right one in the settings of this domain."
+    return f"None of its {len(header)} columns has a similar name: name the right one in the settings of this domain."
 
 
-def _shaped(raw: pl.LazyFrame, columns: Sequence[Column], types: Mapping[str, pl.DataType]) -> pl.LazyFrame:
+def shaped(raw: pl.LazyFrame, columns: Sequence[Column], types: Mapping[str, pl.DataType]) -> pl.LazyFrame:
     return raw.select(expression for column in columns for expression in _expressions(column, types[column.role]))
 
 

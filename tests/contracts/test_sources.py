@@ -1,9 +1,12 @@
-"""What every source of interactions promises, whichever format the partner's file has."""
+"""What every source of interactions promises: files of every format, and tables of databases."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gzip
 import json
+import sqlite3
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.data.catalogue import Catalogue, read_catalogue
+from client.data.database import address_of
 from client.data.links import read_links
 from client.data.pseudonyms import pseudonym
 from client.data.sources import ColumnNames, ReadResult, read
+from client.data.sql import Snapshot, SqlTable
+from client.data.sql_dialects import quoted_column
+from client.data.tables import Source
 from shared.errors import ConfigError, DataError, InvalidInteraction, IsthmusError
+from tests.client.data.postgres import PASSWORD, Server
 
 KEY = bytes(range(32))
 DAY = 1_300_000_000
@@ -27,7 +35,8 @@ MARKER = "secret-value-93"
 CATALOGUE = Catalogue(item_ids=["a", "b", "0615391206"], texts=["A", "B", "Zoku"])
 
 Table = dict[str, list[Any]]
-Write = Callable[[Path, Table], Path]
+Write = Callable[[Path, Table], Any]
+"""Gives a source: the path of a file, or a table of a database."""
 
 
 def write_csv(folder: Path, table: Table) -> Path:
@@ -55,11 +64,46 @@ def write_jsonl(folder: Path, table: Table) -> Path:
     return path
 
 
+def columns_of(table: Table, types: dict[Any, str]) -> dict[str, tuple[str, list[Any]]]:
+    """Name -> type and values, with the types of a database that hold what Polars makes of the values."""
+    frame = pl.DataFrame(table, strict=False)
+    return {name: (types[frame.schema[name]], frame[name].to_list()) for name in frame.columns}
+
+
+def write_sqlite(folder: Path, table: Table) -> SqlTable:
+    path = folder / f"shop-{len(list(folder.iterdir()))}.db"
+    columns = columns_of(table, {pl.String: "TEXT", pl.Int64: "INTEGER", pl.Float64: "REAL", pl.Null: "TEXT"})
+    with contextlib.closing(sqlite3.connect(path)) as made:
+        made.execute(f"CREATE TABLE interactions ({', '.join(f'{quoted_column(name)} {kind}' for name, (kind, _) in columns.items())})")
+        rows = zip(*(values for _, values in columns.values()), strict=True)
+        made.executemany(f"INSERT INTO interactions VALUES ({', '.join('?' * len(columns))})", list(rows))
+        made.commit()
+    return Snapshot(address_of(f"sqlite:///{path}")).table("interactions")
+
+
+def write_postgresql(server: Server, folder: Path, table: Table) -> SqlTable:
+    types = {pl.String: "text", pl.Int64: "bigint", pl.Float64: "double precision", pl.Null: "text"}
+    server.put("interactions", columns_of(table, types))
+    return Snapshot(address_of(server.url()), password=PASSWORD).table("interactions")
+
+
 WRITERS = {"csv": write_csv, "csv.gz": write_csv_gz, "parquet": write_parquet, "jsonl": write_jsonl}
 
 
-@pytest.fixture(params=list(WRITERS))
+def writer(kind: str, request: pytest.FixtureRequest) -> Write:
+    """How a table is put where a source of this kind finds it."""
+    if kind == "postgresql":
+        return functools.partial(write_postgresql, request.getfixturevalue("postgresql"))
+    return {**WRITERS, "sqlite": write_sqlite}[kind]
+
+
+@pytest.fixture(params=[*WRITERS, "sqlite", "postgresql"])
 def write(request: pytest.FixtureRequest) -> Write:
+    return writer(request.param, request)
+
+
+@pytest.fixture(params=list(WRITERS))
+def write_file(request: pytest.FixtureRequest) -> Write:
     return WRITERS[request.param]
 
 
@@ -74,8 +118,10 @@ def table(**changes: list[Any] | None) -> Table:
     return {name: values for name, values in {**sound, **changes}.items() if values is not None}
 
 
-def read_it(path: Path, **options: Any) -> ReadResult:
-    return read(path, catalogue=CATALOGUE, pseudonym_key=KEY, **options)
+def read_it(source: Source, **options: Any) -> ReadResult:
+    """Reads once; a snapshot of a database ends with it, as it does where a domain is prepared."""
+    with contextlib.closing(source.snapshot) if isinstance(source, SqlTable) else contextlib.nullcontext():
+        return read(source, catalogue=CATALOGUE, pseudonym_key=KEY, **options)
 
 
 def by_external_id(result: ReadResult) -> dict[str, list[tuple[int, int]]]:
@@ -87,13 +133,13 @@ def by_external_id(result: ReadResult) -> dict[str, list[tuple[int, int]]]:
     return held
 
 
-def refused(path: Path, error: type[IsthmusError] = InvalidInteraction, **options: Any) -> str:
+def refused(source: Any, error: type[IsthmusError] = InvalidInteraction, **options: Any) -> str:
     """The text of the refusal, after looking that it quotes nothing from the file."""
     with pytest.raises(error) as caught:
-        read_it(path, **options)
+        read_it(source, **options)
     text = str(caught.value)
     assert MARKER not in text
-    assert path.name in text
+    assert source.name in text
     assert caught.value.__cause__ is None
     return text
 
@@ -240,8 +286,8 @@ def test_one_user_with_one_interaction_is_enough(write: Write, tmp_path: Path) -
     assert (result.report.n_users, result.report.n_single, result.report.n_kept) == (1, 1, 1)
 
 
-def test_a_file_without_rows_is_refused(write: Write, tmp_path: Path) -> None:
-    path = write(tmp_path, {"user_id": ["ann"], "item_id": ["a"], "timestamp": [DAY]})
+def test_a_file_without_rows_is_refused(write_file: Write, tmp_path: Path) -> None:
+    path = write_file(tmp_path, {"user_id": ["ann"], "item_id": ["a"], "timestamp": [DAY]})
     if path.suffix == ".parquet":
         pl.read_parquet(path).clear().write_parquet(path)
     elif path.suffix == ".jsonl":
@@ -253,22 +299,22 @@ def test_a_file_without_rows_is_refused(write: Write, tmp_path: Path) -> None:
     refused(path, DataError)
 
 
-def test_an_empty_file_is_refused(write: Write, tmp_path: Path) -> None:
-    path = write(tmp_path, table())
+def test_an_empty_file_is_refused(write_file: Write, tmp_path: Path) -> None:
+    path = write_file(tmp_path, table())
     path.write_bytes(b"")
     assert "is empty" in refused(path, DataError)
 
 
-def test_a_missing_file_a_folder_and_an_unknown_suffix_are_refused(write: Write, tmp_path: Path) -> None:
-    path = write(tmp_path, table())
+def test_a_missing_file_a_folder_and_an_unknown_suffix_are_refused(write_file: Write, tmp_path: Path) -> None:
+    path = write_file(tmp_path, table())
     assert "interactions.txt has no known format" in refused(path.rename(tmp_path / "interactions.txt"), DataError)
     assert "does not exist" in refused(path, DataError)
     path.mkdir()
     assert "is a folder" in refused(path, DataError)
 
 
-def test_a_file_cut_anywhere_is_read_in_part_or_refused_but_never_breaks_the_reader(write: Write, tmp_path: Path) -> None:
-    path = write(tmp_path, table())
+def test_a_file_cut_anywhere_is_read_in_part_or_refused_but_never_breaks_the_reader(write_file: Write, tmp_path: Path) -> None:
+    path = write_file(tmp_path, table())
     whole = path.read_bytes()
     for cut in range(1, len(whole), max(1, len(whole) // 40)):
         path.write_bytes(whole[:cut])
@@ -298,16 +344,19 @@ awkward = st.text('a",\n\r\\é\u2028[{', min_size=1, max_size=6).map(str.strip).
 
 @settings(max_examples=40)
 @given(rows=st.lists(st.tuples(ids | awkward, ids | awkward, st.integers(0, DAY)), min_size=1, max_size=8, unique=True))
-@pytest.mark.parametrize("kind", list(WRITERS))
-def test_arbitrary_ids_survive_every_format(kind: str, rows: list[tuple[str, str, int]]) -> None:
+@pytest.mark.parametrize("kind", [*WRITERS, "sqlite", "postgresql"])
+def test_arbitrary_ids_survive_every_format(kind: str, request: pytest.FixtureRequest, rows: list[tuple[str, str, int]]) -> None:
+    if kind == "postgresql":
+        rows = [(user.replace("\0", "0"), item.replace("\0", "0"), time) for user, item, time in rows]  # it holds no such text
     stripped = [(blank_free(user), blank_free(item), time) for user, item, time in rows]
     users, items, times = (list(column) for column in zip(*stripped, strict=True))
     if not all(users) or not all(items):
         return
     catalogue = Catalogue(item_ids=sorted(set(items)), texts=["text"] * len(set(items)))
     with tempfile.TemporaryDirectory() as folder:
-        path = WRITERS[kind](Path(folder), {"user_id": users, "item_id": items, "timestamp": times})
-        result = read(path, catalogue=catalogue, pseudonym_key=KEY)
+        source = writer(kind, request)(Path(folder), {"user_id": users, "item_id": items, "timestamp": times})
+        with contextlib.closing(source.snapshot) if isinstance(source, SqlTable) else contextlib.nullcontext():
+            result = read(source, catalogue=catalogue, pseudonym_key=KEY)
     expected: dict[str, set[tuple[str, int]]] = {}
     for user, item, time in stripped:
         expected.setdefault(user, set()).add((item, time))
