@@ -11,6 +11,8 @@ Run with ``python -P -m client.app_process``, so that neither the working folder
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import os
 import shutil
 import signal
@@ -258,7 +260,8 @@ def run_app(options: argparse.Namespace) -> None:
 
     verify()
     for name in filter(None, options.preload.split(",")):
-        __import__(name)
+        with contextlib.suppress(ImportError):  # the app meets it too, where it is answered
+            importlib.import_module(name)
     token = sys.stdin.readline().strip()
     if not token:
         return  # the executor ended

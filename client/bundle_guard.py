@@ -243,16 +243,16 @@ def serve(options: argparse.Namespace) -> None:
     if set(str(options.partner_toml.resolve())) & set("\"'\\\n"):
         raise ConfigError("Flower cannot pass on a path with quotes or backslashes", do="Rename the folder of partner.toml.")
     os.umask(0o077)
+    os.environ.update(_environment(home))  # before Flower is imported, which reads some of it then
     verify()
     check_app_imports()
     AllowList(home / FILE).decisions()
-    for name, value in _environment(home).items():
-        os.environ[name] = value
     port = options.port or _free_port()
     secret = home / "flower" / "executor.secret"
     write_file(secret, secrets.token_bytes(32))
     install(Guard(home))
 
+    from flwr.supercore.exit import ExitCode, flwr_exit
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     executor = Executor(_executor_command(home, port, secret, options))
@@ -260,6 +260,8 @@ def serve(options: argparse.Namespace) -> None:
     executor.start()
     try:
         flower_supernode()
+        # Flower logs what broke the loop of its node and returns; its HTTP server would keep the process, which asks for messages no more.
+        flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, "The SuperNode stopped asking for messages.")
     finally:
         executor.stop()
         with contextlib.suppress(OSError):

@@ -42,7 +42,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from client.app_process import OneMessage
 import shared.errors, client.settings
-one = OneMessage(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[4]))
+one = OneMessage(Path(sys.argv[1]), Path(sys.argv[2]))
 module = SimpleNamespace()
 one.take_over(module)
 said = {}
@@ -50,11 +50,11 @@ try:
     module.install_from_fab(Path(sys.argv[3]).read_bytes(), skip_prompt=True)
     load = module.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)
     run = load("../../x", "/../../etc", "f" * 8)
-    said["app"] = sys.modules["client.app"].app.word
+    app = sys.modules["client.app"].app
+    said["app"] = getattr(app, "word", type(app).__name__)
     said["file"] = sys.modules["shared"].__file__
     said["digest"] = os.environ.get("ISTHMUS_BUNDLE_DIGEST")
-    sys.modules["client.app"].app = None
-    said["reply"] = EXTRA
+    said["intents_name"] = getattr(sys.modules["client.app"], "code_digest", str)()
 except BaseException as error:
     said["raised"] = type(error).__name__
     error = module.Error(2, f"the text of the exception: {error}")
@@ -63,27 +63,29 @@ print(json.dumps(said))
 """
 
 
-def loaded(folder: Path, files: dict[str, bytes], *, allow: bool = True, extra: str = "None", deadline_s: float = 0) -> dict[str, Any]:
-    """What a fresh process finds after it installed and loaded a bundle of these files."""
-    data = packed(files)
+def loaded(folder: Path, data: bytes, *, allow: bool = True) -> dict[str, Any]:
+    """What a fresh process finds after it installed and loaded a bundle."""
     (folder / "a.fab").write_bytes(data)
     if allow:
         AllowList(folder / "allowed.json").decide(hashlib.sha256(data).hexdigest(), allowed=True, by="A. Officer")
-    command = [
-        sys.executable,
-        "-P",
-        "-c",
-        SCRIPT.replace("EXTRA", extra),
-        *(str(folder / name) for name in ("allowed.json", "apps", "a.fab")),
-    ]
-    done = subprocess.run([*command, str(deadline_s)], capture_output=True, text=True, timeout=120, check=False, cwd=folder)
+    command = [sys.executable, "-P", "-c", SCRIPT, *(str(folder / name) for name in ("allowed.json", "apps", "a.fab"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=folder)
     assert done.returncode == 0, done.stderr
     said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return said
 
 
+def test_our_own_bundle_loads_and_the_intents_of_its_ledger_will_name_it(tmp_path: Path, repository: Path) -> None:
+    ours = bundle.build(repository)
+    said = loaded(tmp_path, ours.data)
+
+    assert said["app"] == "Gate"
+    assert said["intents_name"] == said["digest"] == ours.digest
+    assert Path(said["file"]).is_relative_to(tmp_path / "apps" / ours.digest)
+
+
 def test_the_bundles_own_modules_run_and_not_the_installed_ones_and_the_servers_names_count_for_nothing(tmp_path: Path) -> None:
-    said = loaded(tmp_path, OURS)
+    said = loaded(tmp_path, packed(OURS))
 
     digest = hashlib.sha256(packed(OURS)).hexdigest()
     assert said["app"] == "from the bundle"
@@ -94,11 +96,10 @@ def test_the_bundles_own_modules_run_and_not_the_installed_ones_and_the_servers_
 @pytest.mark.parametrize("room", ["shared", "server"])
 def test_a_bundle_that_leans_on_an_installed_module_of_ours_is_not_run(tmp_path: Path, room: str) -> None:
     with_it = {**OURS, f"{room}/__init__.py": b"", f"{room}/app.py": b"", "client/app.py": f"import {room}.app\n".encode() + APP}
-    assert loaded(tmp_path, with_it)["app"] == "from the bundle"
+    assert loaded(tmp_path, packed(with_it))["app"] == "from the bundle"
 
-    said = loaded(
-        tmp_path, {path: data for path, data in with_it.items() if path != f"{room}/__init__.py"}
-    )  # Python finds the installed one
+    without = {path: data for path, data in with_it.items() if path != f"{room}/__init__.py"}
+    said = loaded(tmp_path, packed(without))  # Python finds the installed package instead
     assert (said["raised"], said["reason"]) == ("LoadClientAppError", FAILED)
 
 
@@ -114,12 +115,12 @@ def test_a_bundle_that_leans_on_an_installed_module_of_ours_is_not_run(tmp_path:
     ],
 )
 def test_an_import_that_fails_is_answered_by_one_fixed_text(tmp_path: Path, body: bytes) -> None:
-    said = loaded(tmp_path, {**OURS, "client/app.py": body})
+    said = loaded(tmp_path, packed({**OURS, "client/app.py": body}))
     assert (said["code"], said["reason"]) == (ErrorCode.LOAD_CLIENT_APP_EXCEPTION, FAILED)
 
 
 def test_what_reaches_the_process_and_is_not_allowed_is_refused_there_too_and_not_unpacked(tmp_path: Path) -> None:
-    said = loaded(tmp_path, OURS, allow=False)
+    said = loaded(tmp_path, packed(OURS), allow=False)
 
     assert (said["raised"], said["code"], said["reason"]) == ("Refusal", ErrorCode.INVALID_FAB, REFUSED)
     assert not (tmp_path / "apps").exists()

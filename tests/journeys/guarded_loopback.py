@@ -171,6 +171,21 @@ class Federation:
                 start_new_session=True,
             )
 
+    def start_link(self) -> None:
+        """Starts the SuperLink and the executor of its ServerApps, and waits for its port."""
+        folder, port = self.folder, int(self.address.rpartition(":")[2])
+        tls = [
+            f"--ssl-{name}={folder / file}"
+            for name, file in (("ca-certfile", "ca.pem"), ("certfile", "server.pem"), ("keyfile", "server.key"))
+        ]
+        options = ["--enable-supernode-auth", "--host=127.0.0.1", f"--port={port}", "--disable-runtime-dependency-installation"]
+        secret = ["--superexec-auth-secret-file", str(folder / "secret")]
+        link = [*tls, *options, "--isolation=process", *secret, f"--database={folder}/state.db"]
+        self.start("superlink", [str(BINARIES / "flower-superlink"), *link])
+        self.wait(lambda: _open(port), "the SuperLink did not start")
+        executor = [f"--runtime-api-address={self.address}", f"--root-certificates={folder}/ca.pem", *secret]
+        self.start("executor", [str(BINARIES / "flower-superexec"), *executor])
+
     def wait(self, what: Callable[[], bool], why: str, seconds: float = 180) -> None:
         end = time.monotonic() + seconds
         while not what():
@@ -247,25 +262,11 @@ def federation(folder: Path) -> Iterator[Federation]:
         f'[superlink]\ndefault = "test"\n\n[superlink.test]\naddress = "127.0.0.1:{port}"\nroot-certificates = "{folder}/ca.pem"\n'
     )
     ours = Federation(folder, f"127.0.0.1:{port}", environment)
-    tls = [
-        f"--ssl-{name}={folder}/{file}" for name, file in (("ca-certfile", "ca.pem"), ("certfile", "server.pem"), ("keyfile", "server.key"))
-    ]
-    link = [
-        "--enable-supernode-auth",
-        "--host=127.0.0.1",
-        f"--port={port}",
-        "--disable-runtime-dependency-installation",
-        "--isolation=process",
-    ]
-    secret = f"--superexec-auth-secret-file={folder}/secret"
-    executor = [f"--runtime-api-address=127.0.0.1:{port}", f"--root-certificates={folder}/ca.pem", secret]
     node = bundle_guard.command(
         folder / "partner.toml", superlink=ours.address, root_certificates=folder / "ca.pem", node_key=folder / "node"
     )
     try:
-        ours.start("superlink", [str(BINARIES / "flower-superlink"), *tls, *link, secret, f"--database={folder}/state.db"])
-        ours.wait(lambda: _open(port), "the SuperLink did not start")
-        ours.start("executor", [str(BINARIES / "flower-superexec"), *executor])
+        ours.start_link()
         ours.flwr("supernode", "register", str(folder / "node.pub"), "test", "--name", "books")
         ours.start("supernode", [*node, "--preload="])
         ours.wait(lambda: re.search(r"SuperNode ID: \d+", ours.log("supernode")) is not None, "the SuperNode did not connect")

@@ -6,13 +6,15 @@ import json
 import os
 import signal
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from client import bundle_guard
 from client.allowed import AllowList
 from shared import bundle
-from tests.journeys.guarded_loopback import Federation, federation, write_app
+from tests.journeys.guarded_loopback import Federation, federation, write_app, write_certificates, write_node_key
 
 pytestmark = pytest.mark.journey
 
@@ -74,8 +76,45 @@ def test_no_line_of_a_foreign_bundle_runs_and_an_allowed_one_does(tmp_path: Path
         assert json.loads((ours.home / "allowed.json").read_text())["decisions"][-1]["allowed"] is False
 
         os.kill(ours.processes["supernode"].pid, signal.SIGTERM)
-        ours.processes["supernode"].wait(60)
+        assert ours.processes["supernode"].wait(60) == 0
         ours.wait(lambda: not set(ours.children()) - others(ours), "a process below the guard outlived it", 30)
+
+
+def test_a_node_that_its_server_no_longer_knows_ends_and_does_not_sit_there(tmp_path: Path) -> None:
+    with federation(tmp_path) as ours:
+        for name in ("superlink", "executor"):
+            ours.processes[name].kill()
+            ours.processes[name].wait(30)
+        for path in tmp_path.glob("state.db*"):
+            path.unlink()
+        ours.start_link()
+        ours.processes["supernode"].wait(120)  # whoever supervises it starts it again
+        ours.wait(lambda: not set(ours.children()) - others(ours), "a process below the guard outlived it", 30)
+
+
+BROKEN_LOOP = """
+import sys
+from client import bundle_guard
+import flwr.supernode.cli.flower_supernode
+module = sys.modules["flwr.supernode.cli.flower_supernode"]
+module.start_client_internal = lambda **_: print("the loop returned", file=sys.stderr)  # as Flower does after any error inside it
+bundle_guard.main(sys.argv[1:])
+"""
+
+
+def test_a_node_whose_loop_broke_ends_although_flower_keeps_its_http_server(tmp_path: Path) -> None:
+    write_certificates(tmp_path)
+    write_node_key(tmp_path)
+    (tmp_path / "partner.toml").write_text('domain = "books"\n')
+    words = bundle_guard.command(
+        tmp_path / "partner.toml", superlink="127.0.0.1:9", root_certificates=tmp_path / "ca.pem", node_key=tmp_path / "node"
+    )
+    command = [*words[:2], "-c", BROKEN_LOOP, *words[4:], "--preload="]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+
+    assert "the loop returned" in done.stderr
+    assert done.returncode == 1
+    assert not (tmp_path / "home" / "flower" / "executor.secret").exists()
 
 
 def others(ours: Federation) -> set[int]:
