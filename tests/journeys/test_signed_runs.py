@@ -170,9 +170,21 @@ def test_a_coordinator_without_a_key_is_refused_by_partners_who_know_one(tmp_pat
     assert plans(federation) == [[], [], []]
 
 
+class OtherCodeTrains:
+    """The app of partners whose processes run one bundle for greetings and another one, also on their lists, for rounds."""
+
+    def __init__(self, app: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._app, self._patch = app, monkeypatch
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        self._patch.setenv(RUNNING, OTHER if message.metadata.message_type == wire.TRAIN else BUNDLE)
+        return self._app(message, context)
+
+
 def test_a_bundle_that_was_not_signed_for_does_not_train(tmp_path: Path, key: CoordinatorKey, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(RUNNING, OTHER)
     federation = enrolled(tmp_path, *[key.verify_key] * 3)
-    with pytest.raises(TooFewClients, match="refused-signature"):
-        federation.federate(signing=Signing(signer=key, bundle_digest=BUNDLE))
-    assert plans(federation) == [[], [], []]
+    app = OtherCodeTrains(federation.app, monkeypatch)
+    with pytest.raises(TooFewClients, match="round 1: 0 of at least 2 clients") as ended:
+        federation.federate(signing=Signing(signer=key, bundle_digest=BUNDLE), app=app)  # type: ignore[arg-type]
+    assert {code for _, code in ended.value.dropped} == {"refused-signature"}
+    assert [[event.kind for event in read_events(one.ledger_path)] for one in federation.settings] == [["genesis", "schedule"]] * 3
