@@ -88,6 +88,7 @@ class _Reading:
         self._genesis: Event | None = None
         self._verdicts: dict[int, Event] = {}
         self._first_refused: int | None = None
+        self._receipted: int | None = None
 
     def read(self, file: LedgerFile) -> None:
         try:
@@ -258,8 +259,10 @@ class _Reading:
             for finding in self._receipts.compare(receipt, self.book, spent):
                 self._keep(finding)
             proved = self._receipts.proved(receipt, self.book)
-            if proved is not None:
-                complete_to, proved_by = max(proved, complete_to or 0), "receipts"
+            if proved is not None and proved >= (complete_to or 0):
+                complete_to, proved_by = proved, "receipts"
+            elif proved is not None:
+                self._receipted = proved
         self._completeness(complete_to, proved_by)
         return complete_to, proved_by
 
@@ -306,6 +309,11 @@ class _Reading:
         last = 0 if self.last is None else self.last.seq
         if complete_to is None:
             what = "the end of the ledger is not provable: without the coordinator's receipts, events cut off its end leave no trace"
+        elif proved_by == "signed head" and self._receipted is not None:
+            what = (
+                f"complete up to event {self._receipted:,}, by the coordinator's receipt; of what came after it, the owner signed event "
+                f"{complete_to:,} as the last one of the file"
+            )
         elif proved_by == "signed head":
             what = (
                 f"the owner signed event {complete_to:,} as the last one of the file; that nothing was cut off before that, or with "

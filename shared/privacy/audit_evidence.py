@@ -156,7 +156,10 @@ class Egress:
 
     def see(self, event: Event) -> None:
         """Takes note of an event of the ledger."""
-        if self._reading is None or event.kind != "commit":
+        if self._reading is None or event.kind not in ("commit", "release"):
+            return
+        if event.kind == "release":
+            self._see_release(event)
             return
         if event.hash not in self._open and event.hash not in self._matched:
             self._many_gaps += 1
@@ -167,6 +170,16 @@ class Egress:
         self._matched[event.hash] = None
         if line.round != event.payload["round"]:
             what = f"line {number} of the manifest speaks of round {line.round}, and its commit, event {event.seq}, of another one"
+            self._bad.append(_broken(what))
+
+    def _see_release(self, event: Event) -> None:
+        """A release that was paid for may leave later or never, so one without a line is no gap; and no update leaves on its account."""
+        if event.hash not in self._open:
+            return
+        number, line = self._open.pop(event.hash)
+        self._matched[event.hash] = None
+        if line.schema == UPDATE:
+            what = f"line {number} of the manifest: an update left, and what it names, event {event.seq}, is a release and no commit"
             self._bad.append(_broken(what))
 
     def compare(self, *, whole: bool, rolled_back: bool, lost_before: str | None) -> Iterator[Finding]:

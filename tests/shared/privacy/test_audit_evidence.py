@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sqlite3
@@ -18,6 +19,7 @@ from shared.privacy.ledger import Ledger
 from shared.privacy.ledger_handover import hand_over
 from shared.privacy.ledger_schema import NO_HASH, Event, canonical
 from shared.privacy.manifest import ManifestLine, chained, encoded
+from shared.privacy.mechanism import Mechanism
 from shared.privacy.receipts import SignedReceipt, receipts_text
 from shared.privacy.signing import SigningPair
 from tests.shared.privacy.bookshop import KEYS, NEW_KEYS, STRANGER, by_force
@@ -267,6 +269,19 @@ def test_with_a_proof_of_the_rollback_lines_without_commits_are_part_of_it(commi
     assert audit(committed, manifest=manifest).status is Status.BROKEN
 
 
+def test_a_release_that_was_paid_for_may_leave_and_an_update_may_not_leave_on_its_account(committed: Path, tmp_path: Path) -> None:
+    count = Mechanism(kind="gaussian", sampling_rate=1.0, noise_multiplier=50.0, clip_norm=1.0, grid=1.0, dimension=1, steps=1)
+    with Ledger.open(committed, signer=KEYS) as ledger:
+        paid = ledger.release(release_id="people", purpose="count", mechanism=count, config_hash="c" * 64)
+    lines = list(lines_for(committed))
+    assert audit(committed, manifest=manifest_of(tmp_path, lines)).status is Status.INTACT  # it has not left yet
+    release = dataclasses.replace(update(None, paid.hash), kind="release", schema="Release", why="a mechanism of its own")
+    assert audit(committed, manifest=manifest_of(tmp_path, [*lines, release])).status is Status.INTACT
+    found = audit(committed, manifest=manifest_of(tmp_path, [*lines, update(3, paid.hash)]))
+    assert found.status is Status.BROKEN
+    assert "is a release and no commit" in of_code(found, "manifest")[0].what
+
+
 def test_a_manifest_that_is_not_there_is_refused(committed: Path, tmp_path: Path) -> None:
     with pytest.raises(AuditError, match="manifest"):
         audit(committed, manifest=tmp_path / "nothing")
@@ -306,6 +321,20 @@ def test_an_event_that_was_added_to_a_handed_over_file_is_found(handed: Path, fo
 def test_receipts_prove_more_than_the_head(handed: Path, receipts: Path) -> None:
     found = audit(handed, receipts=receipts)
     assert (found.complete_to, found.proved_by) == (6, "receipts")
+
+
+def test_what_the_owner_signed_after_the_last_receipt_is_not_said_to_be_proved_by_it(
+    committed: Path, receipts: Path, tmp_path: Path
+) -> None:
+    with Ledger.open(committed, signer=KEYS) as ledger:
+        ledger.note("the season is over")
+    to = tmp_path / "handed.sqlite"
+    hand_over(committed, to, signer=KEYS)
+    found = audit(to, receipts=receipts)
+    assert (found.complete_to, found.proved_by) == (7, "signed head")
+    (said,) = of_code(found, "completeness")
+    assert "complete up to event 6, by the coordinator's receipt" in said.what
+    assert "the owner signed event 7" in said.what
 
 
 def test_a_removed_head_leaves_only_the_receipts(handed: Path, receipts: Path) -> None:
