@@ -77,7 +77,7 @@ class Event:
 
 
 def _text(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= LONGEST_TEXT and all(c.isprintable() or c == "\n" for c in value)
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_TEXT and value.replace("\n", "").isprintable()
 
 
 def _sha256(value: object) -> bool:
