@@ -35,11 +35,10 @@ from shared.config import RunConfig
 from shared.errors import DataError, IsthmusError, PassportError, StateError, UsageError
 
 from .data.histories import Histories
-from .data.links import LinkColumns, read_links
 from .data.pseudonyms import PseudonymTable, load_or_create_key, locate
-from .data.tables import Column, read_table
 from .durable_files import storage_errors
 from .erasure_notice import Notice, file_name, notices_in, read_notice, write_notice
+from .partner_data import partner_data
 from .passport_exchange import file_name as passport_file
 from .passport_exchange import own_keys, partners, sent_mark, take_in
 from .passports import contents, read_passports
@@ -189,10 +188,12 @@ def _refuse_unknown(
     known = known.copy()
     for pseudonyms in _pseudonyms(settings):
         known |= locate(pseudonyms, marks) >= 0
-    for name in (settings.data.interactions, settings.data.links):
-        if not known.all() and name:
-            found = _ids_in(settings.path(name), settings.data.user_column)
-            known |= pl.Series(user_ids, dtype=pl.String).is_in(found.implode()).to_numpy()
+    if not known.all():
+        with partner_data(settings) as data:
+            for found in data.user_ids():
+                known |= pl.Series(user_ids, dtype=pl.String).is_in(found.implode()).to_numpy()
+                if known.all():
+                    return
     if not known.all():
         unknown = np.flatnonzero(~known)
         more = f", and {len(unknown) - 1:,} more" if len(unknown) > 1 else ""
@@ -200,12 +201,6 @@ def _refuse_unknown(
             f"{name_of(int(unknown[0]))} is not known here{more}: nothing was changed",
             do="Mend the id; or give --even-unknown, to leave such a user out should rows of theirs ever come.",
         )
-
-
-def _ids_in(path: Path, column: str) -> pl.Series:
-    if not path.is_file():
-        return pl.Series([], dtype=pl.String)
-    return read_table(path, [Column(role="user", name=column)], lambda rows: rows.unique()).get_column("user")
 
 
 def _pseudonyms(settings: ClientSettings) -> list[np.ndarray]:
@@ -225,12 +220,10 @@ def _versions(settings: ClientSettings) -> list[Path]:
 def _links_of(settings: ClientSettings, marks: np.ndarray) -> list[str]:
     """Link ids of some users with any partner, by the partner's file and by what was prepared from earlier ones."""
     found: set[str] = set()
-    data = settings.data
-    if data.links and settings.path(data.links).is_file():
-        key = load_or_create_key(settings.at_home("keys") / "pseudonyms.key")
-        links = read_links(settings.path(data.links), pseudonym_key=key, columns=LinkColumns(user=data.user_column))
-        for people in links.by_partner.values():
-            found |= {link_id for link_id in people.link_of(marks) if link_id is not None}
+    with partner_data(settings) as data:
+        links = data.links_if_there(load_or_create_key(settings.at_home("keys") / "pseudonyms.key"))
+    for people in links.by_partner.values() if links is not None else ():
+        found |= {link_id for link_id in people.link_of(marks) if link_id is not None}
     for folder in _versions(settings):
         with contextlib.suppress(DataError, OSError, ValueError, KeyError, zipfile.BadZipFile):  # half written, or half deleted
             rows = locate(Histories.open(folder / "everyone").pseudonyms, marks)

@@ -31,28 +31,28 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any
 
 import numpy as np
 
 from shared.config import RunConfig
-from shared.errors import DataError, StateError, StorageError
+from shared.errors import ConfigError, DataError, StateError, StorageError
 from shared.flushing import flush
 from shared.interest_space import InterestSpace
 
-from .data.catalogue import Catalogue, CatalogueColumns, read_catalogue
+from .data.catalogue import Catalogue
 from .data.histories import Histories, by_user
-from .data.links import LinkColumns, Links, read_links
+from .data.links import Links
 from .data.pseudonyms import PseudonymTable, load_or_create_key, locate
-from .data.sources import ColumnNames, ReadReport, read
+from .data.sources import ReadReport
 from .data.split import COLD, TRAIN, VALIDATION, role
 from .durable_files import write_file
+from .partner_data import PartnerData, partner_data, without_places
 from .register import marks_of
 from .settings import ClientSettings
 from .suppression import Marks
 
 _FORMAT = "2"
-_FILES = ("items", "interactions", "links")
 _VERSIONS_KEPT = 2
 """The newest, and the one before: another process may still read it."""
 
@@ -155,41 +155,36 @@ def prepare(settings: ClientSettings, config: RunConfig, progress: Progress | No
         StorageError: the arrays could not be written.
     """
     marks = marks_of(settings)
-    folder = settings.at_home("prepared") / _fingerprint(settings, config, marks)
-    if not folder.is_dir():
-        columns = CatalogueColumns(item=settings.data.item_column, texts=_text_columns(settings))
-        catalogue = read_catalogue(settings.path(settings.data.items), columns=columns)
+    with partner_data(settings) as data:
+        folder = settings.at_home("prepared") / _fingerprint(settings, config, marks, data.version())
+        if not folder.is_dir():
+            folder = folder.with_name(_fingerprint(settings, config, marks, data.latest()))
+        if folder.is_dir():
+            data.keep()
+            return _open(folder)
+        catalogue = data.catalogue()
 
         def fill(new: Path) -> None:
-            _write(new, settings, config, catalogue, marks, progress)
-            if _fingerprint(settings, config, marks_of(settings)) != folder.name:  # the marks too: a forgotten user never comes back
+            _write(new, settings, config, data, catalogue, marks, progress)
+            after = _fingerprint(settings, config, marks_of(settings), data.latest())
+            if after != folder.name:  # the marks too: a forgotten user never comes back
                 raise DataError(f"domain '{settings.domain}': a file changed while it was read", do="Let the export end, then try again.")
 
         _write_folder(folder, fill)
-        _forget_older_than(folder)
-        prepared = _open(folder)
-        for line in prepared.said():
-            _LOG.info("%s: %s", settings.domain, line)
-        return prepared
-    return _open(folder)
+        data.keep()
+    _forget_older_than(folder)
+    prepared = _open(folder)
+    for line in prepared.said():
+        _LOG.info("%s: %s", settings.domain, line)
+    return prepared
 
 
-def _text_columns(settings: ClientSettings) -> tuple[str, ...]:
-    return tuple(name.strip() for name in settings.data.text_columns.split(",") if name.strip())
-
-
-def _fingerprint(settings: ClientSettings, config: RunConfig, marks: Marks) -> str:
-    """Names the version of the files: a changed file, setting or mark makes a new one, a moved file does not."""
-    stamps = []
-    for name in (getattr(settings.data, each) for each in _FILES):
-        path = settings.path(name)
-        if name and not path.is_file():
-            raise DataError(f"domain '{settings.domain}': there is no file {path.name}", do="Mend the [data] section of partner.toml.")
-        stamps.append([path.name, path.stat().st_size, path.stat().st_mtime_ns] if name else None)
+def _fingerprint(settings: ClientSettings, config: RunConfig, marks: Marks, version: list[Any]) -> str:
+    """Names what is prepared: a changed file or table, setting or mark makes a new one, a moved file does not."""
     what = [
         _FORMAT,
-        stamps,
-        {name: value for name, value in dataclasses.asdict(settings.data).items() if name not in _FILES},
+        version,
+        without_places(settings),
         dataclasses.asdict(settings.benchmark),
         settings.text_model,
         config.training.max_items_per_user,
@@ -259,8 +254,9 @@ def drop_versions(settings: ClientSettings, config: RunConfig | None) -> int:
         return 0
     valid = ""
     if config is not None:
-        with contextlib.suppress(DataError):  # a file of the partner's is missing: no version is valid
-            valid = _fingerprint(settings, config, marks_of(settings))
+        # A file of the partner's is missing, or the database cannot be asked: no version is valid.
+        with contextlib.suppress(DataError, ConfigError), partner_data(settings) as data:
+            valid = _fingerprint(settings, config, marks_of(settings), data.version())
     _clear(parent)  # what an earlier call could not finish
     old = [path for path in parent.iterdir() if _VERSION.fullmatch(path.name) and path.name != valid]
     for path in old:
@@ -285,25 +281,21 @@ def _last_used(path: Path) -> int:
 
 
 def _write(
-    folder: Path, settings: ClientSettings, config: RunConfig, catalogue: Catalogue, marks: Marks, progress: Progress | None
+    folder: Path,
+    settings: ClientSettings,
+    config: RunConfig,
+    data: PartnerData,
+    catalogue: Catalogue,
+    marks: Marks,
+    progress: Progress | None,
 ) -> None:
-    data = settings.data
     key = load_or_create_key(settings.at_home("keys") / "pseudonyms.key")
-    result = read(
-        settings.path(data.interactions),
-        columns=ColumnNames(user=data.user_column, item=data.item_column, time=data.time_column, rating=data.rating_column or None),
-        catalogue=catalogue,
-        pseudonym_key=key,
-        time=cast(Literal["unix_s", "order"], data.time),
-        unknown_items=cast(Literal["refuse", "drop"], data.unknown_items),
-        max_items_per_user=config.training.max_items_per_user,
-        without=marks.users,
-    )
+    result = data.interactions(catalogue, key, max_items_per_user=config.training.max_items_per_user, without=marks.users)
     everyone = by_user(result.interactions)
     table = PseudonymTable(pseudonyms=everyone.pseudonyms, external_ids=result.external_ids)
     table.save(settings.at_home("keys") / "external_ids.parquet")
-    columns = LinkColumns(user=data.user_column)
-    links = read_links(settings.path(data.links), pseudonym_key=key, columns=columns) if data.links else None
+    links = data.links(key)
+    data.close()  # texts may take minutes, and a database does not like to wait
     linked = _linked(links, everyone.pseudonyms, marks)
     roles = _roles(linked, len(everyone), settings)
     rows = np.flatnonzero(roles == TRAIN)

@@ -28,9 +28,9 @@ from shared.privacy.ledger_schema import Event, canonical
 from shared.privacy.mechanism import Mechanism
 
 from . import release_sums
-from .data.catalogue import CatalogueColumns, read_catalogue
 from .durable_files import write_file
 from .egress_manifest import Manifest
+from .partner_data import partner_data
 from .passport_exchange import own_keys
 from .preparation import TRAIN, PreparedDomain, Progress, prepare
 from .queries import CurrentRun
@@ -140,9 +140,8 @@ def plan(settings: ClientSettings, ask: Ask) -> Plan:
         StateError: a metric is wanted and nothing was trained here.
         DataError: the catalogue cannot be read, or there is no file of interactions or links.
     """
-    for name in (settings.data.interactions, settings.data.links):
-        if name and not settings.path(name).is_file():  # looked for, not into: what cannot be made should not be paid for
-            raise DataError(f"domain '{settings.domain}': there is no file {settings.path(name).name}", do="Mend [data] in partner.toml.")
+    with partner_data(settings) as data:
+        data.require()  # looked for, not into: what cannot be made should not be paid for
     config = CurrentRun(settings).config_or_none() or RunConfig()
     if ask.purpose == POPULARITY:
         made = _popularity(settings, ask)
@@ -309,8 +308,8 @@ _Made = tuple[dict[str, Any], int, float, str, Callable[[PreparedDomain], np.nda
 
 
 def _popularity(settings: ClientSettings, ask: Ask) -> _Made:
-    texts = tuple(name.strip() for name in settings.data.text_columns.split(",") if name.strip())
-    catalogue = read_catalogue(settings.path(settings.data.items), columns=CatalogueColumns(item=settings.data.item_column, texts=texts))
+    with partner_data(settings) as data:
+        catalogue = data.catalogue()
     parameters = {
         "rule": "the latest distinct items of each user's own history",
         "max_items": ask.max_items,

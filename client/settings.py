@@ -3,7 +3,7 @@
 Paths are relative to the file itself. ``home`` holds what isthmus keeps for this domain::
 
     home/
-      keys/           pseudonym, signing and sealing keys (0600)
+      keys/           pseudonym, signing and sealing keys, and the key of the node (0600)
       prepared/       histories, text vectors and coordinates as arrays
       state/          training state: DP-trained only
       serving/        serving head: fitted on exact data, never read by training
@@ -12,6 +12,10 @@ Paths are relative to the file itself. ``home`` holds what isthmus keeps for thi
       ledger.sqlite   what was spent, for life
       register.sqlite passports, links and the keyed marks of the forgotten; local, never handed over
       egress.jsonl    one line for each message that left
+      allowed.json    the bundles that may run, and who decided so
+      refused.jsonl   one line for each bundle that was refused
+      server-ca.crt   certificate of the coordinator's authority
+      logs/           what the node says
 """
 
 from __future__ import annotations
@@ -29,11 +33,24 @@ from shared.errors import ConfigError, Refusal
 
 from .agreed import AgreedRanges as AgreedRanges
 from .agreed import outside
+from .data.database import check_settings
+
+DATABASE_KEYS = (
+    "url",
+    "password_env",
+    "password_file",
+    "items_query",
+    "interactions_query",
+    "links_query",
+    "connect_timeout_s",
+    "statement_timeout_s",
+)
+"""Keys of `DataSettings` that say where a database is and how to reach it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSettings:
-    """The partner's files."""
+    """The partner's files, or the tables of a database."""
 
     items: str = setting("items.csv", "catalogue: item id and its public texts")
     interactions: str = setting("interactions.csv", "interactions: user id, item id, time, perhaps a rating")
@@ -45,6 +62,19 @@ class DataSettings:
     rating_column: str = setting("", "column of the interactions; empty = ratings are not read")
     text_columns: str = setting("title,categories", "columns of the catalogue that make an item's text, in order")
     unknown_items: str = setting("refuse", "interactions with items that the catalogue lacks", choices=("refuse", "drop"))
+    url: str = setting("", "a database instead of files, without a password; items, interactions and links then name its tables")
+    password_env: str = setting("", "environment variable that holds the database's password")
+    password_file: str = setting("", "file (0600) that holds it")
+    items_query: str = setting("", "one SELECT instead of the table 'items'")
+    interactions_query: str = setting("", "one SELECT instead of the table 'interactions'")
+    links_query: str = setting("", "one SELECT instead of the table 'links'")
+    connect_timeout_s: float = setting(10.0, "longest wait for the database to connect", unit="s", low=1.0, high=600.0)
+    statement_timeout_s: float = setting(600.0, "longest wait for it to answer, or to send on", unit="s", low=0.1, high=86_400.0)
+
+    def check_database(self) -> None:
+        """Raises ConfigError for what is wrong with the keys of a database before anybody connects; a password in the URL is."""
+        queries = {name: getattr(self, name) for name in ("items_query", "interactions_query", "links_query")}
+        check_settings(url=self.url, password_env=self.password_env, password_file=self.password_file, queries=queries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +92,13 @@ class ServerSettings:
 
     address: str = setting("", "HOST:PORT of the coordinator's server")
     coordinator_key: str = setting("", "public key of the coordinator, 32 bytes in hex; runs that it did not sign are refused")
+    ca: str = setting("", "certificate of the coordinator's own authority; empty = home/server-ca.crt")
+    node_key: str = setting("", "the node's private key, ECDSA P-384 in OpenSSH's form; empty = home/keys/node")
+    port: int = setting(0, "port on this machine's loopback for the node's own processes; 0 = a free one at each start", low=0, high=65_535)
+    longest_retry_s: float = setting(60.0, "longest pause before the node is started again", unit="s", low=1.0, high=3600.0)
+    deadline_s: float = setting(
+        0.0, "longest time for one message; 0 = as long as the run's round_timeout_s permits", unit="s", low=0.0, high=86_400.0
+    )
 
     def __post_init__(self) -> None:
         if self.coordinator_key and re.fullmatch(r"[0-9a-f]{64}", self.coordinator_key) is None:
@@ -116,6 +153,7 @@ class ClientSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        self.data.check_database()
         if re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", self.domain) is None:
             what = "'domain' is a name of at most 64 small letters, digits, '-' and '_' that begins with a letter or a digit"
             raise ConfigError(what, do="Name the domain in partner.toml.")
@@ -153,6 +191,14 @@ class ClientSettings:
     @property
     def ledger_path(self) -> Path:
         return self.path(self.ledger) if self.ledger else self.at_home("ledger.sqlite")
+
+    @property
+    def ca_path(self) -> Path:
+        return self.path(self.server.ca) if self.server.ca else self.at_home("server-ca.crt")
+
+    @property
+    def node_key_path(self) -> Path:
+        return self.path(self.server.node_key) if self.server.node_key else self.at_home("keys/node")
 
     @property
     def text_cache_path(self) -> Path:

@@ -30,6 +30,11 @@ class CatalogueColumns:
     item: str = "item_id"
     texts: tuple[str, ...] = ("title", "categories")
 
+    def wanted(self) -> list[Column]:
+        """The columns that are read: the identifier, then the texts."""
+        texts = [Column(role=f"text_{number}", name=name) for number, name in enumerate(self.texts)]
+        return [Column(role="item", name=self.item), *texts]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
@@ -100,9 +105,8 @@ def read_catalogue(source: Source, *, columns: CatalogueColumns | None = None) -
     columns = columns or CatalogueColumns()
     if not columns.texts:
         raise ConfigError("no text column is named for the catalogue", do="Name at least one public column, such as the title.")
-    roles = [f"text_{number}" for number in range(len(columns.texts))]
-    wanted = [Column(role="item", name=columns.item)] + [Column(role=r, name=n) for r, n in zip(roles, columns.texts, strict=True)]
-    text = pl.concat_str([pl.col(role) for role in roles], separator=JOINED_BY, ignore_nulls=True)
+    wanted = columns.wanted()
+    text = pl.concat_str([pl.col(column.role) for column in wanted[1:]], separator=JOINED_BY, ignore_nulls=True)
     frame = read_table(source, wanted, lambda rows: rows.select("item", text=text)).with_row_index("row", offset=1)
     frame = frame.filter(pl.col("item").is_not_null() | (pl.col("text") != ""))  # a row without anything is a blank line
     if frame.is_empty():

@@ -25,6 +25,10 @@ class LinkColumns:
     partner: str = "partner"
     link: str = "link_id"
 
+    def wanted(self) -> list[Column]:
+        """The columns that are read."""
+        return [Column(role=role, name=getattr(self, role)) for role in ("user", "partner", "link")]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PartnerLinks:
@@ -90,8 +94,7 @@ def read_links(source: Source, *, pseudonym_key: bytes, columns: LinkColumns | N
     """
     source = as_source(source)
     columns = columns or LinkColumns()
-    wanted = [Column(role=role, name=getattr(columns, role)) for role in ("user", "partner", "link")]
-    frame = read_table(source, wanted, lambda rows: rows).with_row_index("row", offset=1)
+    frame = read_table(source, columns.wanted(), lambda rows: rows).with_row_index("row", offset=1)
     frame = frame.filter(pl.any_horizontal(pl.col("user", "partner", "link").is_not_null()))
     checks = [
         (columns.user, pl.col("user").is_null(), "is missing"),

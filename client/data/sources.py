@@ -43,6 +43,17 @@ class ColumnNames:
     time: str = "timestamp"
     rating: str | None = "rating"
 
+    def wanted(self, time: TimeMeaning) -> list[Column]:
+        """The columns that are read."""
+        wanted = [
+            Column(role="user", name=self.user),
+            Column(role="item", name=self.item),
+            Column(role="time", name=self.time, kind=time),
+        ]
+        if self.rating is not None:
+            wanted.append(Column(role="rating", name=self.rating, kind="number", required=False))
+        return wanted
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadReport:
@@ -141,13 +152,7 @@ def read(
     source = as_source(source)
     columns = columns or ColumnNames()
     _check_choices(time, rating_range, max_items_per_user, unknown_items)
-    wanted = [
-        Column(role="user", name=columns.user),
-        Column(role="item", name=columns.item),
-        Column(role="time", name=columns.time, kind=time),
-    ]
-    if columns.rating is not None:
-        wanted.append(Column(role="rating", name=columns.rating, kind="number", required=False))
+    wanted = columns.wanted(time)
     check_distinct(wanted)
     faults = _faults(columns, time, rating_range)
     categories = pl.Categories.random()

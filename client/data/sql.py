@@ -174,6 +174,11 @@ class SqlTable:
                     parts.append(_refined(self._by_column(there, rows), there, schema, refine))
         return pl.concat(parts)
 
+    def look(self, columns: Sequence[Column]) -> None:
+        """Raises DataError where the table or one of its columns is missing or of the wrong type. Reads no row."""
+        with self._in_our_words():
+            self._looked_up(columns)
+
     def stamp(self, columns: Sequence[Column]) -> Stamp:
         """What tells one state of these columns from another; stays here.
 
