@@ -1,10 +1,10 @@
 """The `ServerApp`: the coordinator as Flower runs it.
 
-In a deployment ``run`` in Flower's run configuration names a TOML file on this host. Beside it may lie ``partners.toml`` (who is enrolled,
-see `server.partners`), and beside it ``receipts.json`` keeps the last receipt of every domain from run to run. Where ``coordinator.keys``
-lies beside it, as a file or a link, the run is signed with it, for the bundle whose digest ``bundle.sha256`` holds (see
-`server.run_contract`). The run folder is the optional key ``run-folder``, by default ``runs/NAME`` beside the TOML file. Where that folder
-holds an unfinished run of the same configuration it is resumed, so after a crash the same command goes on.
+In a deployment ``run`` in Flower's run configuration names a run folder that `server.runs` made on this host, which holds ``run.toml``; or
+any TOML file, whose run folder is ``runs/NAME`` beside it. Beside the TOML file may lie ``partners.toml`` (who is enrolled, see
+`server.partners`), and ``receipts.json`` keeps the last receipt of every domain from run to run. Where ``coordinator.keys`` lies there too,
+the run is signed with it, for the bundle whose digest ``bundle.sha256`` holds (see `server.run_contract`). Each of them may be a link.
+Where the run folder holds an unfinished run of the same configuration it is resumed, so after a crash the same command goes on.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from shared.config import RunConfig
 
     from .strategy import Outcome
+
+RUN_FILE = "run.toml"
+"""In a run folder that `server.runs` made."""
 
 
 def run_federation(grid: Grid, config: RunConfig, folder: Path, *, resume: bool = False, **how: Any) -> Outcome:
@@ -84,26 +87,30 @@ def main(grid: Grid, context: Context) -> None:
     from shared.config import RunConfig
 
     from .checkpoints import Checkpoints, replace_file
+    from .journal import keeping
     from .partners import Partners
     from .privacy_overview import overview
     from .receipts import RECEIPTS_FILE
     from .run_contract import Signing
 
-    source = _source(str(context.run_config.get("run", "")))
+    named = _named(str(context.run_config.get("run", "")))
+    source = named / RUN_FILE if named.is_dir() else named
     config = RunConfig.from_toml(_read(source))
-    folder = Path(str(context.run_config.get("run-folder", "")) or source.parent / "runs" / config.name)
+    folder = named if named.is_dir() else source.parent / "runs" / config.name
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "config.toml", config.to_toml().encode())
-    enrolled = source.with_name("partners.toml")
-    partners = Partners.from_toml(_read(enrolled)) if enrolled.is_file() else Partners()
-    resume = bool(Checkpoints(folder / "transfer_layer").rounds())
-    how = {"partners": partners, "receipts": source.with_name(RECEIPTS_FILE), "signing": Signing.beside(source)}
-    outcome = run_federation(grid, config, folder, resume=resume, **how)
-    spent = overview(outcome.receipts, config.privacy.delta)
-    replace_file(folder / "privacy_overview.json", (json.dumps(spent.to_json(), indent=1) + "\n").encode())
+    with keeping(folder, context.run_id) as journal:
+        replace_file(folder / "config.toml", config.to_toml().encode())
+        enrolled = source.with_name("partners.toml")
+        partners = Partners.from_toml(_read(enrolled)) if enrolled.is_file() else Partners()
+        resume = bool(Checkpoints(folder / "transfer_layer").rounds())
+        receipts = source.with_name(RECEIPTS_FILE).resolve()  # it is replaced as a whole, and a link must stay one
+        how = {"partners": partners, "receipts": receipts, "signing": Signing.beside(source), "progress": journal.progress}
+        outcome = run_federation(grid, config, folder, resume=resume, expected_clients=_expected(folder), **how)
+        spent = overview(outcome.receipts, config.privacy.delta)
+        replace_file(folder / "privacy_overview.json", (json.dumps(spent.to_json(), indent=1) + "\n").encode())
 
 
-def _source(path: str) -> Path:
+def _named(path: str) -> Path:
     from shared.errors import ConfigError
 
     if not path:
@@ -111,6 +118,14 @@ def _source(path: str) -> Path:
             "no run is named", do="Start it with --run-config 'run=\"/path/to/run.toml\"'; the file is on the ServerApp's host."
         )
     return Path(path)
+
+
+def _expected(folder: Path) -> int | None:
+    """How many clients were connected when the run was submitted: it need not wait for a partner who is known to be away."""
+    from .run_record import RunRecord
+
+    record = RunRecord.find(folder)
+    return None if record is None else record.expected_clients
 
 
 def _read(path: Path) -> str:
