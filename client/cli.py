@@ -19,6 +19,8 @@ from .commands.answers import EPILOG, epilog, print_document
 from .commands.canary import EPILOG as CANARY_EPILOG
 from .commands.canary import canary
 from .commands.forget import forget
+from .commands.init import EPILOG as INIT_EPILOG
+from .commands.init import init, join
 from .commands.ledger import ledger
 from .commands.passports import passport
 from .commands.release import release
@@ -31,6 +33,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+app.command(epilog=INIT_EPILOG, hidden=True)(init)
+app.command(epilog=INIT_EPILOG, hidden=True)(join)
 app.add_typer(passport, name="passport")
 app.add_typer(ledger, name="ledger")
 app.add_typer(release, name="release")
