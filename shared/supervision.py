@@ -133,6 +133,7 @@ class Supervisor:
         folder: for lock and record; see `process_lock`.
         logs: folder for what the programs say, with `OLD_LOGS` older files of at most `LOG_BYTES` each.
         tell: is told what happens, a line each.
+        tick: called about once a second; it answers at once and does not raise.
     """
 
     def __init__(
@@ -145,11 +146,12 @@ class Supervisor:
         backoff: Backoff | None = None,
         tell: Callable[[str], None] = tell_on_stderr,
         log_bytes: int = LOG_BYTES,
+        tick: Callable[[], None] = lambda: None,
     ) -> None:
         self._children = [_Child(program) for program in programs]
         self._what, self._folder, self._logs = what, folder, logs
         self._backoff = backoff or Backoff()
-        self._tell, self._log_bytes = tell, log_bytes
+        self._tell, self._log_bytes, self._tick = tell, log_bytes, tick
         self._signals = 0
         self._started = _utc()
 
@@ -173,6 +175,7 @@ class Supervisor:
                 while not self._signals:
                     if self._step():
                         self._record()
+                    self._tick()
                     self._rest(wake)
             finally:
                 self._stop(wake, others)

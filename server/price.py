@@ -1,0 +1,128 @@
+"""What a run would cost, before anybody is asked: by domain, and for a person in k domains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shared.config import RunConfig
+from shared.enrolment import PartnerCard
+from shared.privacy.mechanism import Mechanism
+from shared.privacy.receipts import SignedReceipt
+
+from .privacy_overview import TOLERANCE, finite, spent_events
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainPrice:
+    """One domain's price.
+
+    Args:
+        spent: epsilon by its last receipt; 0 before there is any.
+        after: epsilon once the whole schedule is reserved; None where the receipt does not tell what was done before.
+        ceiling: the largest epsilon that the partner agreed to.
+        against: why its client would refuse, a line each.
+    """
+
+    domain: str
+    spent: float
+    after: float | None
+    ceiling: float
+    against: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """Prices at one delta. A schedule is reserved as a whole, its reserve rounds included; what is not needed is given back at the end.
+
+    Args:
+        alone: epsilon of the rounds, if none has to be repeated; `reserved` with the reserve rounds.
+        for_k_domains: ``[k - 1]`` is epsilon of this run for a person in k domains, reserve rounds included.
+    """
+
+    delta: float
+    alone: float
+    reserved: float
+    domains: tuple[DomainPrice, ...]
+    for_k_domains: tuple[float, ...]
+
+    def willing(self) -> list[str]:
+        """Domains whose agreement allows the run."""
+        return [one.domain for one in self.domains if not one.against]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; infinity becomes null."""
+        return {
+            "delta": self.delta,
+            "alone": finite(self.alone),
+            "reserved": finite(self.reserved),
+            "for_k_domains": [finite(value) for value in self.for_k_domains],
+            "domains": {
+                one.domain: {
+                    "spent": finite(one.spent),
+                    "after": None if one.after is None else finite(one.after),
+                    "ceiling": one.ceiling,
+                    "against": list(one.against),
+                }
+                for one in self.domains
+            },
+        }
+
+
+def price(config: RunConfig, cards: Sequence[PartnerCard], receipts: Mapping[str, SignedReceipt]) -> Price:
+    """Prices a run.
+
+    Args:
+        config: its noise solved.
+        cards: of the partners who are enrolled.
+        receipts: the last one of each domain.
+    """
+    from shared.privacy.accountant import epsilon_pld
+
+    privacy = config.privacy
+    step = _step(config)
+
+    def of(events: Sequence[Mechanism]) -> float:
+        return epsilon_pld(events, privacy.delta)
+
+    reserved = of([step.for_steps(privacy.total_steps)])
+    domains = tuple(_domain(config, card, receipts.get(card.domain), reserved, of) for card in sorted(cards, key=lambda one: one.domain))
+    return Price(
+        delta=privacy.delta,
+        alone=of([step.for_steps(privacy.rounds * privacy.steps_per_round)]),
+        reserved=reserved,
+        domains=domains,
+        for_k_domains=tuple(of([step.for_steps(k * privacy.total_steps)]) for k in range(1, max(len(cards), 1) + 1)),
+    )
+
+
+def _domain(config: RunConfig, card: PartnerCard, receipt: SignedReceipt | None, reserved: float, of: Any) -> DomainPrice:
+    spent = 0.0
+    after: float | None = reserved
+    if receipt is not None:
+        spent, before = receipt.epsilon_spent, spent_events(receipt)
+        explained = of(before)
+        known = spent <= explained + max(TOLERANCE, 0.01 * explained)
+        after = of([*before, _step(config).for_steps(config.privacy.total_steps)]) if known else None
+    against = list(card.outside(config))
+    least = reserved if after is None else after
+    if least > card.ceiling_epsilon:
+        against.append(f"epsilon {least:.2f} would pass the ceiling {card.ceiling_epsilon:g} of '{card.domain}'")
+    return DomainPrice(domain=card.domain, spent=spent, after=after, ceiling=card.ceiling_epsilon, against=tuple(against))
+
+
+def _step(config: RunConfig) -> Mechanism:
+    """One step, as ledgers will book it; only sampling rate and noise have a price. A test build is priced like the run it stands for."""
+    privacy = config.privacy
+    protects = math.isfinite(privacy.epsilon) and privacy.noise_multiplier > 0.0
+    return Mechanism(
+        kind="poisson_gaussian" if protects else "none",
+        sampling_rate=privacy.sampling_rate,
+        noise_multiplier=privacy.noise_multiplier,
+        clip_norm=privacy.clip_norm,
+        grid=privacy.grid,
+        dimension=1,
+        steps=1,
+    )
