@@ -71,15 +71,18 @@ class Snapshot:
             DataError: the database cannot be reached, or refuses.
         """
         if self._connection is None:
-            with in_our_words(self.place, connecting=True), self.limited(self._connect_timeout_s + self._statement_timeout_s):
-                connection = self.dialect.engine(self._raw.append).connect()
-                try:
-                    self.dialect.begin(connection, self._statement_timeout_s)
-                except BaseException:
-                    _end(connection)
-                    raise
-            self._connection = connection
+            self._connection = in_our_words(self.place, self._connect, connecting=True)
         return self._connection
+
+    def _connect(self) -> Connection:
+        with self.limited(self._connect_timeout_s + self._statement_timeout_s):
+            connection = self.dialect.engine(self._raw.append).connect()
+            try:
+                self.dialect.begin(connection, self._statement_timeout_s)
+            except BaseException:
+                _end(connection)
+                raise
+        return connection
 
     @contextlib.contextmanager
     def limited(self, limit_s: float | None = None) -> Iterator[None]:
@@ -164,20 +167,19 @@ class SqlTable:
         Raises:
             DataError: the database cannot be read, or a column is missing or of the wrong type.
         """
-        with self._in_our_words():
-            there, types, expressions = self._looked_up(columns)
-            statement = f"SELECT {', '.join(expressions)} FROM {self.rows}"
-            schema = {column.role: _held_as(column, dtype) for column, dtype in zip(there, types, strict=True)}
-            parts = [_refined({role: [] for role in schema}, there, schema, refine)]
-            with contextlib.closing(self.snapshot.batches(statement)) as batches:
-                for rows in batches:
-                    parts.append(_refined(self._by_column(there, rows), there, schema, refine))
-        return pl.concat(parts)
+        return pl.concat(in_our_words(self._where, lambda: list(self._parts(columns, refine))))
+
+    def _parts(self, columns: Sequence[Column], refine: Refine) -> Iterator[pl.DataFrame]:
+        there, types, expressions = self._looked_up(columns)
+        schema = {column.role: _held_as(column, dtype) for column, dtype in zip(there, types, strict=True)}
+        yield _refined({role: [] for role in schema}, there, schema, refine)
+        with contextlib.closing(self.snapshot.batches(f"SELECT {', '.join(expressions)} FROM {self.rows}")) as batches:
+            for rows in batches:
+                yield _refined(self._by_column(there, rows), there, schema, refine)
 
     def look(self, columns: Sequence[Column]) -> None:
         """Raises DataError where the table or one of its columns is missing or of the wrong type. Reads no row."""
-        with self._in_our_words():
-            self._looked_up(columns)
+        in_our_words(self._where, lambda: self._looked_up(columns))
 
     def stamp(self, columns: Sequence[Column]) -> Stamp:
         """What tells one state of these columns from another; stays here.
@@ -185,15 +187,17 @@ class SqlTable:
         Raises:
             DataError: as `read` does.
         """
-        with self._in_our_words():
+
+        def ask() -> Stamp:
             _, _, expressions = self._looked_up(columns)
             with self.snapshot.limited():
                 return self.snapshot.dialect.stamp(self.snapshot.connection(), self.rows, expressions)
 
-    @contextlib.contextmanager
-    def _in_our_words(self) -> Iterator[None]:
-        with in_our_words(f"{self} of {self.snapshot.place}"):
-            yield
+        return in_our_words(self._where, ask)
+
+    @property
+    def _where(self) -> str:
+        return f"{self} of {self.snapshot.place}"
 
     def _looked_up(self, columns: Sequence[Column]) -> tuple[list[Column], list[pl.DataType], list[str]]:
         """The columns that are there, the types a file would have, and the expressions that give them."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from shared.errors import ConfigError, DataError
+from shared.errors import DataError
 
+Result = TypeVar("Result")
 _TRY_LATER = "Nothing was changed here: try again when it answers."
 _STATES = {
     "28": (
@@ -22,6 +23,7 @@ _STATES = {
     "42703": ("has no such column", "Check the names of the columns in [data]."),
     "42501": ("does not let this user read it", "Grant SELECT on the table (or on the columns that are read) to the user."),
     "42": ("does not understand the query", "Try the query in the database's own shell; it stands inside another SELECT, as a subquery."),
+    "0A": ("does not admit the query", "Only what reads may be in it: no WITH that writes."),
     "25006": ("was asked to write, and refused", "Only what reads may be in a query."),
     "57014": ("took longer than 'data.statement_timeout_s'", "Raise the limit, or let the query need less; an index may help."),
     "57": ("is shutting down or starting", _TRY_LATER),
@@ -34,7 +36,9 @@ _STATES = {
     "XX": ("is damaged, or has a defect", "Ask whoever looks after it."),
 }
 _DOWN = ("cannot be reached: is it running, and does it accept connections from here", "Check host and port in 'data.url'.")
+_UNKNOWN_OPTION = ("cannot be asked: 'data.url' holds an option that libpq does not know", "Check what stands behind its '?'.")
 _UNKNOWN_HOST = ("cannot be reached: its host name is unknown", "Check the host in 'data.url', and the name service of this machine.")
+_REFUSED = ("refused the connection", "User, password or name of the database may be wrong, or it has too many connections.")
 _TOO_LONG = (
     "did not answer in time",
     "It may be down or overloaded; the limits are 'data.connect_timeout_s' and 'data.statement_timeout_s'.",
@@ -42,6 +46,23 @@ _TOO_LONG = (
 _CLOSED = ("closed the connection before everything was read", _TRY_LATER)
 _NO_UTF8 = ("holds text that is not UTF-8", "Mend the text, or leave the rows out by a query.")
 _OTHER = ("cannot be read", "Try the query in the database's own shell.")
+_WORDS = {
+    "resolve host": _UNKNOWN_HOST,
+    "translate host name": _UNKNOWN_HOST,
+    "Name or service not known": _UNKNOWN_HOST,
+    "timeout expired": _TOO_LONG,
+    "invalid connection option": _UNKNOWN_OPTION,
+    "authentication failed": _STATES["28"],
+    "pg_hba.conf": _STATES["28"],
+    "too many connections": _STATES["53300"],
+    "too many clients": _STATES["53300"],
+    "remaining connection slots": _STATES["53300"],
+    "starting up": _STATES["57"],
+    "shutting down": _STATES["57"],
+    "certificate": ("shows a certificate that is not trusted, or asks for one", "Check the ssl options behind the '?' of 'data.url'."),
+    'FATAL:  database "': _STATES["3D000"],
+    'FATAL:  role "': _STATES["28"],
+}
 _SQLITE = {
     sqlite3.SQLITE_BUSY: ("is locked by another program", _TRY_LATER),
     sqlite3.SQLITE_LOCKED: ("is locked by another program", _TRY_LATER),
@@ -60,17 +81,15 @@ _SQLITE = {
 }
 
 
-@contextlib.contextmanager
-def in_our_words(where: str, *, connecting: bool = False) -> Iterator[None]:
-    """Turns every failure of a driver into a `DataError`.
+def in_our_words(where: str, work: Callable[[], Result], *, connecting: bool = False) -> Result:
+    """Does some work, and turns every failure of a driver into a `DataError`, on which nothing of the driver's hangs.
 
     Args:
         where: table or query, and database; for the message.
         connecting: whether no connection stood yet.
     """
-    said: tuple[str, str] | None = None
     try:
-        yield
+        return work()
     except DBAPIError as error:
         said = _of_driver(error.orig, connecting)
     except SQLAlchemyError:
@@ -87,8 +106,7 @@ def in_our_words(where: str, *, connecting: bool = False) -> Iterator[None]:
         if type(error).__module__.partition(".")[0] != "psycopg":
             raise
         said = _of_driver(error, connecting)
-    if said is not None:  # raised here, so that no text of a driver hangs on it
-        raise DataError(f"{where} {said[0]}", do=said[1])
+    raise DataError(f"{where} {said[0]}", do=said[1])  # here, where no error of a driver is its context
 
 
 def _of_driver(error: BaseException | None, connecting: bool) -> tuple[str, str]:
@@ -112,19 +130,12 @@ def _of_driver(error: BaseException | None, connecting: bool) -> tuple[str, str]
 
 
 def _while_connecting(error: BaseException | None) -> tuple[str, str]:
-    """libpq gives no state here. The connection says whether a password was asked for; of the text only known words are looked for."""
-    connection = getattr(error, "pgconn", None)
+    """libpq gives no state here, and a server may speak any language: known words are looked for, then whether a password was used."""
     text = str(error)
-    if any(words in text for words in ("resolve host", "translate host name", "Name or service not known")):
-        return _UNKNOWN_HOST
-    if 'FATAL:  database "' in text and "does not exist" in text:
-        return _STATES["3D000"]
-    if connection is not None and (connection.needs_password or connection.used_password):
+    said = next((said for words, said in _WORDS.items() if words in text), None)
+    if said is not None:
+        return said
+    connection = getattr(error, "pgconn", None)
+    if connection is not None and connection.needs_password:
         return _STATES["28"]
-    if "FATAL:  role" in text or "pg_hba.conf" in text or "authentication failed" in text:
-        return _STATES["28"]
-    if "timeout expired" in text:
-        return _TOO_LONG
-    if "invalid connection option" in text:
-        raise ConfigError("'data.url' holds an option that PostgreSQL's client does not know", do="Check what stands behind its '?'.")
-    return _DOWN
+    return _REFUSED if connection is not None and connection.used_password else _DOWN

@@ -126,10 +126,9 @@ class Server:
         with self.connect(database) as connection:
             connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(table))
             connection.execute(sql.SQL("CREATE TABLE {} ({})").format(table, declared))
-            marks = sql.SQL(", ").join([sql.Placeholder()] * len(columns))
-            rows = list(zip(*(values for _, values in columns.values()), strict=True))
-            with connection.cursor() as cursor:
-                cursor.executemany(sql.SQL("INSERT INTO {} VALUES ({})").format(table, marks), rows)
+            with connection.cursor() as cursor, cursor.copy(sql.SQL("COPY {} FROM STDIN").format(table)) as copy:
+                for row in zip(*(values for _, values in columns.values()), strict=True):
+                    copy.write_row(row)
 
 
 def free_port() -> int:
