@@ -47,6 +47,13 @@ EXIT_WORDS = {
     15: "a client declined",
     16: "federation cannot go on",
     17: "client state",
+    18: "not a ledger",
+    19: "empty ledger",
+    20: "ledger of a newer format",
+    21: "event of unknown kind",
+    22: "ledger is older than its receipt",
+    24: "ledger is signed with another key",
+    25: "receipts of another partner",
     130: "interrupted",
 }
 EPILOG = "Exit codes: " + ", ".join(f"{code} {words}" for code, words in EXIT_WORDS.items()) + "."

@@ -176,7 +176,7 @@ def test_a_hand_over_killed_at_some_lines_can_be_repeated(used: ClientSettings, 
     at_rest = used.base
     step = lambda place: export(home.at(place), place / "books.sqlite")  # noqa: E731
     place = tmp_path.parent / f"{tmp_path.name}-killed"
-    assert home.killed_everywhere(at_rest, place, step, check, stride=211) > 10
+    assert home.killed_everywhere(at_rest, place, step, check, stride=97) > 10
 
 
 def test_a_hand_over_waits_for_no_writer_and_makes_no_ledger(used: ClientSettings, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_the_house_keeps_its_own_layers(clean_clone: Path, command: Callable) ->
         ("server/__init__.py", "import client", "client and server never import one another"),
         ("client/__init__.py", "import simulations", "Imports go down only"),
         ("shared/privacy/__init__.py", "import client", "The ledger and the accountants stand on shared alone"),
-        ("client/training/__init__.py", "import client.serving_state", "Training cannot open the serving folder"),
+        ("client/training/__init__.py", "import client.serving_state", "What is trained or released cannot open the serving folder"),
     ],
 )
 def test_a_planted_upward_import_is_caught(clean_clone: Path, command: Callable, module: str, planted: str, contract: str) -> None:
@@ -43,4 +43,4 @@ def test_training_cannot_reach_the_serving_folder_through_another_module(clean_c
     done = command("lint-imports", "--no-cache", cwd=clean_clone)
 
     assert done.returncode != 0
-    assert "Training cannot open the serving folder BROKEN" in done.stdout
+    assert "What is trained or released cannot open the serving folder BROKEN" in done.stdout
