@@ -67,7 +67,7 @@ http {{
     limit_req_status 503;
     limit_conn_status 503;
 
-    upstream superlink {{
+    upstream superlink.invalid {{
         server {superlink};
         keepalive 16;
         keepalive_timeout 3s;  # the SuperLink closes after 5 s without a request: ours has to be the shorter one
@@ -102,7 +102,7 @@ http {{
             if ($request_method != POST) {{
                 return 404;
             }}
-            proxy_pass https://superlink$uri;  # the name that was matched, whatever spelling came in, and no query
+            proxy_pass https://superlink.invalid$uri;  # the name that was matched, whatever spelling came in, and no query
             proxy_http_version 1.1;
             proxy_set_header Host localhost;
             proxy_set_header Connection "";

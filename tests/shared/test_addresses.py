@@ -25,7 +25,7 @@ WRONG = [
     "host:65536",
     "host:01",
     "host:1\n",
-    "http://host:1",
+    "http://a.example:1",
     "a;b:1",
     "a b:1",
     "-a:1",

@@ -1,0 +1,55 @@
+"""isthmus-server: the coordinator's own commands. Each group of commands is a module of `server.commands`.
+
+Heavy libraries are imported inside the commands: ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from shared.console import error_record, guarded
+
+from .commands.answers import EPILOG, print_document
+from .commands.enroll import EPILOG as ENROLL_EPILOG
+from .commands.enroll import enroll, partners
+from .commands.home import EPILOG as HOME_EPILOG
+from .commands.home import init, renew
+
+app = typer.Typer(
+    help="The coordinator: a home with its keys and certificates, and the partners who are enrolled.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.command(epilog=HOME_EPILOG, hidden=True)(init)
+app.command(epilog=HOME_EPILOG, hidden=True)(renew)
+app.command(epilog=ENROLL_EPILOG, hidden=True)(enroll)
+app.add_typer(partners, name="partners", hidden=True)
+
+
+@app.callback()
+def _isthmus_server() -> None:
+    """The coordinator: a home with its keys and certificates, and the partners who are enrolled."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: runs a command and leaves with its exit code."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = typer.main.get_command(app)
+    code = guarded(
+        lambda: command.main(args=given, prog_name="isthmus-server", standalone_mode=False),
+        debug="--debug" in given,
+        on_error=(lambda error, code: print_document(error_record(error, code))) if "--json" in given else None,
+    )
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

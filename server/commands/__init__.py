@@ -1,0 +1,1 @@
+"""The commands of `isthmus-server`, a file for each group."""
