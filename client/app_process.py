@@ -15,14 +15,11 @@ import contextlib
 import importlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from shared.bundle import RUNNING, Bundle
@@ -32,6 +29,7 @@ from shared.errors import Refusal
 from .allowed import AllowList
 from .durable_files import storage_errors
 from .flower_internals import verify
+from .watchdog import deadline, within
 
 if TYPE_CHECKING:
     from flwr.app import Context, Error, Message
@@ -40,13 +38,7 @@ if TYPE_CHECKING:
 REFUSED = "The FAB could not be verified."
 """Flower's own words for a refused bundle."""
 FAILED = "The app of this node could not be started."
-GRACE_S = 30.0
-"""A process that does not react to its deadline is killed this much later; Flower then answers that the app stopped responding."""
 _OURS = frozenset({"client", "server", "shared"})
-
-
-class DeadlinePassed(TimeoutError):
-    """The app took longer than the partner permits."""
 
 
 class OneMessage:
@@ -55,7 +47,7 @@ class OneMessage:
     Args:
         allowed: the partner's list; read at the moment of the decision.
         apps: folder for unpacked bundles.
-        deadline_s: seconds that the app may take; 0 = no limit.
+        deadline_s: seconds that the app may take at most; 0 = as long as the server waits, less a margin.
     """
 
     def __init__(self, allowed: Path, apps: Path, deadline_s: float = 0.0) -> None:
@@ -122,18 +114,8 @@ class OneMessage:
         return Error(ErrorCode.INVALID_FAB, REFUSED) if self._refused else Error(ErrorCode.LOAD_CLIENT_APP_EXCEPTION, FAILED)
 
     def _within_deadline(self, app: Callable[[Message, Context], Message], message: Message, context: Context) -> Message:
-        if self._deadline_s <= 0:
+        with within(deadline(permitted_s=self._deadline_s, ttl_s=message.metadata.ttl)):
             return app(message, context)
-        last = threading.Timer(self._deadline_s + GRACE_S, os.kill, (os.getpid(), signal.SIGKILL))
-        last.daemon = True
-        last.start()
-        signal.signal(signal.SIGALRM, _deadline_passed)
-        signal.setitimer(signal.ITIMER_REAL, self._deadline_s)
-        try:
-            return app(message, context)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            last.cancel()
 
     @staticmethod
     def _no_installation(*_: object, **__: object) -> Path:
@@ -181,10 +163,6 @@ def _holds(folder: Path, bundle: Bundle) -> bool:
 def _lies_in(module: Any, folder: Path) -> bool:
     places = [getattr(module, "__file__", None) or "", *getattr(module, "__path__", ())]
     return all(Path(place).is_relative_to(folder) for place in places if place)
-
-
-def _deadline_passed(_signal: int, _frame: FrameType | None) -> None:
-    raise DeadlinePassed("the deadline of this partner for one message has passed")
 
 
 class Launcher:
