@@ -226,7 +226,7 @@ def test_a_connection_that_breaks_while_a_domain_is_prepared_leaves_nothing_behi
         before = sorted(folder.iterdir())
         with monkeypatch.context() as patched:
             patched.setattr(sql.Snapshot, "batches", cut)
-            with pytest.raises(DataError, match="table 'shop_links' of database postgres .* closed the connection"):
+            with pytest.raises(DataError, match=r"table 'shop_links' of database postgres .* closed the connection"):
                 prepare(shop.settings, CONFIG)
         assert sorted(folder.iterdir()) == before
         assert not (shop.settings.at_home("run") / "database.json").exists()
