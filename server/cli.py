@@ -18,6 +18,12 @@ from .commands.enroll import EPILOG as ENROLL_EPILOG
 from .commands.enroll import enroll, partners
 from .commands.home import EPILOG as HOME_EPILOG
 from .commands.home import init, renew
+from .commands.run import BUNDLE_EPILOG, bundle, resume, run
+from .commands.run import EPILOG as RUN_EPILOG
+from .commands.status import EPILOG as STATUS_EPILOG
+from .commands.status import status, stop
+from .commands.up import EPILOG as UP_EPILOG
+from .commands.up import up
 
 app = typer.Typer(
     help="The coordinator: a home with its keys and certificates, and the partners who are enrolled.",
@@ -31,6 +37,12 @@ app.command(epilog=HOME_EPILOG, hidden=True)(init)
 app.command(epilog=HOME_EPILOG, hidden=True)(renew)
 app.command(epilog=ENROLL_EPILOG, hidden=True)(enroll)
 app.add_typer(partners, name="partners", hidden=True)
+app.command(epilog=UP_EPILOG, hidden=True)(up)
+app.command(epilog=BUNDLE_EPILOG, hidden=True)(bundle)
+app.command(epilog=RUN_EPILOG, hidden=True)(run)
+app.command(epilog=STATUS_EPILOG, hidden=True)(status)
+app.command(epilog=RUN_EPILOG, hidden=True)(resume)
+app.command(epilog=STATUS_EPILOG, hidden=True)(stop)
 
 
 @app.callback()

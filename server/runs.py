@@ -239,7 +239,7 @@ def _state(record: RunRecord, begun: dict[str, Any] | None, end: dict[str, Any] 
         return State.RUNNING
     if last is not None and last.stopped_utc:
         return State.STOPPED
-    if last is not None and (begun is None or begun.get("flower_run") != last.flower_run):
+    if last is not None and (begun is None or (begun.get("flower_run") != last.flower_run and begun["time"] <= last.submitted_utc)):
         return State.WAITING
     if end is not None:
         return State.FAILED

@@ -21,10 +21,12 @@ EXIT_WORDS = {
     1: "unexpected error (a log is named)",
     2: "wrong usage",
     3: "settings, keys or certificates",
-    4: "a partner's card",
+    4: "a card or a bundle",
+    5: "no such run",
     6: "storage",
     11: "no noise reaches the target",
     16: "the run cannot go on",
+    23: "receipts that cannot be used",
     130: "interrupted",
 }
 

@@ -68,8 +68,8 @@ def run(
 ) -> None:
     """Check a run, show its price, submit it, and tell what it does until it ends.
 
-    The noise is solved, the price compared with what each partner agreed to, the configuration signed with the coordinator's key, and exactly
-    the bundle file submitted that partners allowed. Ctrl-C stops the watching, not the run.
+    The noise is solved, the price compared with what each partner agreed to, the configuration signed with the coordinator's key, and the
+    very bundle file submitted that partners allowed. Ctrl-C stops the watching, not the run.
 
     \b
     Examples:
@@ -195,8 +195,9 @@ def _plan_document(plan: Plan) -> dict[str, Any]:
 
 def _plan_words(plan: Plan) -> str:
     privacy = plan.config.privacy
+    rounds = f"{privacy.rounds} rounds and {privacy.reserve_rounds} in reserve"
     lines = [
-        f"{plan.config.name}: {privacy.rounds} rounds and {privacy.reserve_rounds} in reserve, noise multiplier {privacy.noise_multiplier:.4f}",
+        f"{plan.config.name}: {rounds}, noise multiplier {privacy.noise_multiplier:.4f}",
         f"bundle {plan.bundle.digest[:16]}",
     ]
     if not privacy.private:

@@ -6,6 +6,7 @@ Heavy libraries are imported inside the commands: ``--help`` answers at once.
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -118,7 +119,7 @@ def _detached(home: Home) -> None:
 
     log = home.logs / "up.log"
     begun = log.stat().st_size if log.is_file() else 0
-    with log.open("ab") as said:
+    with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as said:
         supervisor = subprocess.Popen(
             [sys.executable, "-P", "-m", "server.cli", "up", str(home.root)],
             stdin=subprocess.DEVNULL,
