@@ -128,8 +128,9 @@ def check_pair(certificate: Path, key: Path, *, issuer: Path | None = None) -> N
     if found.public_key() != _loaded(_bytes(key), key).public_key():
         raise ConfigError(f"{certificate} was not made for {key}", do="Run isthmus-server renew: it makes one for the key that is there.")
     if issuer is not None:
+        ca = _certificate(_bytes(issuer), issuer)
         try:
-            found.verify_directly_issued_by(_certificate(_bytes(issuer), issuer))
+            found.verify_directly_issued_by(ca)
         except Exception:  # InvalidSignature, ValueError, TypeError: whatever kind of key the other one has
             raise ConfigError(
                 f"{certificate} was not signed by the authority {issuer}", do="Run isthmus-server renew: it makes one that is."

@@ -125,6 +125,7 @@ def _written(path: Path, data: bytes) -> Path:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, 0o600)  # whatever the umask left out
             file.write(data)
         flush([Path(name)])
     except BaseException:
