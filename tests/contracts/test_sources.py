@@ -6,7 +6,6 @@ import contextlib
 import functools
 import gzip
 import json
-import sqlite3
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,22 +18,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.data.catalogue import Catalogue, read_catalogue
-from client.data.database import address_of
 from client.data.links import read_links
 from client.data.pseudonyms import pseudonym
 from client.data.sources import ColumnNames, ReadResult, read
-from client.data.sql import Snapshot, SqlTable
-from client.data.sql_dialects import quoted_column
+from client.data.sql import SqlTable
 from client.data.tables import Source
 from shared.errors import ConfigError, DataError, InvalidInteraction, IsthmusError
-from tests.client.data.postgres import PASSWORD, Server
+from tests.client.data.reading_sql import Table, write_postgresql, write_sqlite
 
 KEY = bytes(range(32))
 DAY = 1_300_000_000
 MARKER = "secret-value-93"
 CATALOGUE = Catalogue(item_ids=["a", "b", "0615391206"], texts=["A", "B", "Zoku"])
 
-Table = dict[str, list[Any]]
 Write = Callable[[Path, Table], Any]
 """Gives a source: the path of a file, or a table of a database."""
 
@@ -62,29 +58,6 @@ def write_jsonl(folder: Path, table: Table) -> Path:
     rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
-
-
-def columns_of(table: Table, types: dict[Any, str]) -> dict[str, tuple[str, list[Any]]]:
-    """Name -> type and values, with the types of a database that hold what Polars makes of the values."""
-    frame = pl.DataFrame(table, strict=False)
-    return {name: (types[frame.schema[name]], frame[name].to_list()) for name in frame.columns}
-
-
-def write_sqlite(folder: Path, table: Table) -> SqlTable:
-    path = folder / f"shop-{len(list(folder.iterdir()))}.db"
-    columns = columns_of(table, {pl.String: "TEXT", pl.Int64: "INTEGER", pl.Float64: "REAL", pl.Null: "TEXT"})
-    with contextlib.closing(sqlite3.connect(path)) as made:
-        made.execute(f"CREATE TABLE interactions ({', '.join(f'{quoted_column(name)} {kind}' for name, (kind, _) in columns.items())})")
-        rows = zip(*(values for _, values in columns.values()), strict=True)
-        made.executemany(f"INSERT INTO interactions VALUES ({', '.join('?' * len(columns))})", list(rows))
-        made.commit()
-    return Snapshot(address_of(f"sqlite:///{path}")).table("interactions")
-
-
-def write_postgresql(server: Server, folder: Path, table: Table) -> SqlTable:
-    types = {pl.String: "text", pl.Int64: "bigint", pl.Float64: "double precision", pl.Null: "text"}
-    server.put("interactions", columns_of(table, types))
-    return Snapshot(address_of(server.url()), password=PASSWORD).table("interactions")
 
 
 WRITERS = {"csv": write_csv, "csv.gz": write_csv_gz, "parquet": write_parquet, "jsonl": write_jsonl}
