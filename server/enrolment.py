@@ -85,7 +85,7 @@ def enroll(home: Home, card: PartnerCard, *, replace: str | None = None, now: da
         known = before.get(card.domain)
         reason = _check_change(card, known, agreements.get(card.domain), replace)
         changed = None if known is None and card.domain not in agreements else _differences(known, card)
-        if changed is None or changed or agreements[card.domain] != _agreement(card):
+        if changed is None or changed or agreements.get(card.domain) != _agreement(card):
             _remember(home, card, "enrolled" if changed is None else "changed", reason, now)
         replace_file(card_file(home, card.domain), card.to_json().encode())
         replace_file(node_key_file(home, card.domain), f"{card.node_key} {card.domain}\n".encode())

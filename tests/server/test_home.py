@@ -111,7 +111,7 @@ def test_what_is_missing_is_told_and_made_and_the_rest_stays(home: Home, missing
     assert set(after) == set(before)
 
 
-def test_a_home_that_was_killed_at_any_moment_is_finished_by_a_second_call(tmp_path: Path) -> None:
+def test_a_home_that_was_killed_at_any_moment_is_finished_by_a_second_call(tmp_path: Path, repository: Path) -> None:
     """Killed at each of its system calls that puts a file in place or takes it away; nothing that is in place changes afterwards."""
     program = (
         "import os, signal, sys; from pathlib import Path; from server.home import Home; from server.settings import ServerSettings\n"
@@ -126,7 +126,9 @@ def test_a_home_that_was_killed_at_any_moment_is_finished_by_a_second_call(tmp_p
     killed = 0
     for moment in range(1, 60, 3):
         root = tmp_path / f"home-{moment}"
-        died = subprocess.run([sys.executable, "-c", program, str(root), str(moment)], capture_output=True, check=False).returncode
+        died = subprocess.run(
+            [sys.executable, "-c", program, str(root), str(moment)], cwd=repository, capture_output=True, check=False
+        ).returncode
         if died == 0:
             break
         assert died == -signal.SIGKILL
