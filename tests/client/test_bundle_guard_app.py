@@ -54,7 +54,7 @@ try:
     said["file"] = sys.modules["shared"].__file__
     said["digest"] = os.environ.get("ISTHMUS_BUNDLE_DIGEST")
     said["intents_name"] = getattr(sys.modules["client.app"], "code_digest", str)()
-except BaseException as error:
+except Exception as error:  # as Flower does
     said["raised"] = type(error).__name__
     error = module.Error(2, f"the text of the exception: {error}")
     said["code"], said["reason"] = error.code, error.reason
