@@ -208,11 +208,12 @@ class SQLite:
 
 
 def _file_stamp(path: Path) -> list[int] | None:
+    """Size and time of change; None where there is nothing. (A reader of a database in WAL mode may make an empty part beside it.)"""
     try:
         found = path.stat()
     except OSError:
         return None
-    return [found.st_size, found.st_mtime_ns]
+    return [found.st_size, found.st_mtime_ns] if found.st_size else None
 
 
 def missing_extra() -> ConfigError:

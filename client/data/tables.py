@@ -286,5 +286,5 @@ def _expressions(column: Column, dtype: pl.DataType) -> list[pl.Expr]:
     else:
         real = value.cast(pl.Float64, strict=False)
         whole = pl.when((real.abs() < _EXACT_IN_FLOAT) & (real == real.floor())).then(real).cast(pl.Int64, strict=False)
-        typed = whole if dtype.is_float() else pl.coalesce(value.cast(pl.Int64, strict=False), whole)
+        typed = whole if dtype.is_float() or dtype.is_decimal() else pl.coalesce(value.cast(pl.Int64, strict=False), whole)
     return [typed.alias(column.role), missing.alias(f"{column.role}_missing")]

@@ -59,6 +59,17 @@ def test_a_day_becomes_its_first_second(tmp_path: Path) -> None:
     assert read_columns(tmp_path, timestamp=[date(1970, 1, 2)] * 2).interactions.times.tolist() == [86_400] * 2
 
 
+def test_decimals_without_a_fraction_are_whole_numbers(tmp_path: Path) -> None:
+    whole = pl.Series(["7", "12"]).cast(pl.Decimal(10, 0))
+    result = read_columns(tmp_path, user_id=whole, item_id=whole, timestamp=pl.Series(["5.00", "6.00"]).cast(pl.Decimal(10, 2)))
+    assert sorted(result.external_ids) == ["12", "7"]
+    assert sorted(result.interactions.times.tolist()) == [5, 6]
+    with pytest.raises(DataError, match="row 2: 'timestamp' is not a whole number of seconds"):
+        read_columns(tmp_path, timestamp=pl.Series(["5.00", "6.50"]).cast(pl.Decimal(10, 2)))
+    with pytest.raises(DataError, match="column 'user_id' is of type Decimal"):
+        read_columns(tmp_path, user_id=pl.Series(["5.00", "6.50"]).cast(pl.Decimal(10, 2)))
+
+
 def test_a_timestamp_that_only_orders_keeps_its_microseconds(tmp_path: Path) -> None:
     values = pl.Series([1, 2], dtype=pl.Int64).cast(pl.Datetime("us"))
     assert sorted(read_columns(tmp_path, time="order", timestamp=values).interactions.times.tolist()) == [1, 2]

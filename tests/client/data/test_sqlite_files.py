@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from client.data.database import address_of
+from client.data.sources import ColumnNames
 from client.data.sql import Snapshot
 from tests.client.data.reading_sql import read_rows, refusal
 
@@ -96,3 +97,21 @@ def test_a_query_of_sqlite_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 def test_text_of_sqlite_that_is_not_utf8_is_refused_without_it(tmp_path: Path) -> None:
     path = shop(tmp_path, MADE, "UPDATE orders SET user_id = CAST(x'e97365637265742d76616c75652d3933' AS TEXT) WHERE user_id = 'ann'")
     assert "holds text that is not UTF-8" in refusal(sqlite_shop(path).table("orders"))
+
+
+def test_a_database_in_wal_mode_is_read_while_it_is_written_and_its_version_is_that_of_its_parts(tmp_path: Path) -> None:
+    def stamp() -> list[Any]:
+        with contextlib.closing(sqlite_shop(path)) as opened:
+            return opened.table("orders").stamp(ColumnNames().wanted("unix_s"))
+
+    path = shop(tmp_path, "PRAGMA journal_mode = WAL", MADE)
+    stamps = [stamp(), stamp()]
+    assert stamps[0] == stamps[1]  # reading changes no version
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        opened = sqlite_shop(path)
+        before = opened.table("orders").stamp(ColumnNames().wanted("unix_s"))
+        other.execute("INSERT INTO orders VALUES ('cid', 7, 300)")
+        other.commit()
+        assert len(read_rows(opened.table("orders")).interactions) == 2
+        assert stamp() != before
+        assert len(read_rows(sqlite_shop(path).table("orders")).interactions) == 3
