@@ -179,6 +179,13 @@ def prepare(settings: ClientSettings, config: RunConfig, progress: Progress | No
     return prepared
 
 
+def knows_space(settings: ClientSettings, space_version: str) -> bool:
+    """Whether an interest space that was sent here is still kept. Opens no data."""
+    parent = settings.at_home("prepared")
+    kept = [parent / "spaces" / f"{space_version}.npz", *parent.glob(f"*/{space_version}/space.npz")]
+    return any(path.is_file() for path in kept)
+
+
 def _fingerprint(settings: ClientSettings, config: RunConfig, marks: Marks, version: list[Any]) -> str:
     """Names what is prepared: a changed file or table, setting or mark makes a new one, a moved file does not."""
     what = [

@@ -32,7 +32,7 @@ from .durable_files import write_file
 from .egress_manifest import Manifest
 from .partner_data import partner_data
 from .passport_exchange import own_keys
-from .preparation import TRAIN, PreparedDomain, Progress, prepare
+from .preparation import TRAIN, PreparedDomain, Progress, knows_space, prepare
 from .queries import CurrentRun
 from .settings import ClientSettings
 from .state import State, StateFolder
@@ -137,7 +137,7 @@ def plan(settings: ClientSettings, ask: Ask) -> Plan:
     """Fixes a release by public things alone: the run's configuration, the catalogue, what was trained under differential privacy.
 
     Raises:
-        StateError: a metric is wanted and nothing was trained here.
+        StateError: a metric is wanted, and nothing was trained here or the interest space is gone.
         DataError: the catalogue cannot be read, or there is no file of interactions or links.
     """
     with partner_data(settings) as data:
@@ -338,6 +338,11 @@ def _count_values(noisy: np.ndarray) -> dict[str, Any]:
 def _metric(settings: ClientSettings, config: RunConfig, ask: Ask) -> _Made:
     state = _trained(settings)
     version = CurrentRun(settings).space_version()
+    if not knows_space(settings, version):  # paid for, it could not be made
+        raise StateError(
+            "this client does not know the interest space of the run any more",
+            do="Take part in a run again: its first messages bring the space.",
+        )
     assert state.key is not None
     parameters = {
         "metric": HIT_RATE,

@@ -42,8 +42,10 @@ EVERY = pytest.mark.parametrize("ask", [POPULAR, USERS, RATE], ids=lambda ask: a
 
 
 def spoil(settings: ClientSettings) -> None:
-    """Whoever reads the interactions now, fails."""
-    shutil.rmtree(settings.at_home("prepared"))
+    """Whoever reads the interactions now, fails. Interest spaces are public, and stay."""
+    for folder in settings.at_home("prepared").iterdir():
+        if folder.name != "spaces":
+            shutil.rmtree(folder)
     settings.path(settings.data.interactions).write_text("not a table at all\n")
 
 
@@ -374,3 +376,15 @@ def test_a_release_from_a_ledger_that_promises_nothing_is_stamped(done: World) -
     Ledger.create(settings.ledger_path, signer=keys, private=False, **said).close()
     document = release(settings, USERS).document
     assert (document["private"], document["stamp"], document["ceiling_epsilon"]) == (False, "NOT PRIVATE", "inf")
+
+
+def test_a_metric_whose_interest_space_is_gone_is_not_paid_for(done: World) -> None:
+    settings = done["books"]
+    shutil.rmtree(settings.at_home("prepared"))  # as a simulation does when it ends
+    before = settings.ledger_path.read_bytes()
+    for ask in (release, price):
+        with pytest.raises(StateError, match="interest space"):
+            ask(settings, RATE)
+    assert releases_in(settings) == []
+    assert settings.ledger_path.read_bytes() == before
+    assert release(settings, USERS).new  # others need no space
