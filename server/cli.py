@@ -18,6 +18,8 @@ from .commands.enroll import EPILOG as ENROLL_EPILOG
 from .commands.enroll import enroll, partners
 from .commands.home import EPILOG as HOME_EPILOG
 from .commands.home import init, renew
+from .commands.report import EPILOG as REPORT_EPILOG
+from .commands.report import report
 from .commands.run import BUNDLE_EPILOG, bundle, resume, run
 from .commands.run import EPILOG as RUN_EPILOG
 from .commands.status import EPILOG as STATUS_EPILOG
@@ -43,6 +45,7 @@ app.command(epilog=RUN_EPILOG, hidden=True)(run)
 app.command(epilog=STATUS_EPILOG, hidden=True)(status)
 app.command(epilog=RUN_EPILOG, hidden=True)(resume)
 app.command(epilog=STATUS_EPILOG, hidden=True)(stop)
+app.command(epilog=REPORT_EPILOG, hidden=True)(report)
 
 
 @app.callback()
