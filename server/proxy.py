@@ -8,6 +8,10 @@ prefix, by the coordinator's own user, and needs no other place to write.
 
 from __future__ import annotations
 
+import grp
+import os
+import pwd
+import shutil
 from pathlib import Path
 
 from shared.addresses import join_address
@@ -37,7 +41,7 @@ _TEMPLATE = """\
 # Started with the home as prefix:  nginx -p HOME -c proxy/nginx.conf -e stderr
 daemon off;
 pid proxy/nginx.pid;
-error_log stderr notice;
+error_log stderr error;
 worker_processes 2;
 worker_shutdown_timeout 10s;
 
@@ -50,9 +54,10 @@ http {{
     default_type application/octet-stream;
     charset off;
 
-    # Only what went wrong is written down: an idle node asks every three seconds.
-    map $status $worth_a_line {{ "~^2" 0; default 1; }}
-    log_format isthmus '$time_iso8601 $remote_addr "$request_method $uri" $status $request_length $bytes_sent $request_time';
+    # Only what was refused is written down, without its query; an idle node asks every three seconds, and a flood is a flood of 503.
+    map $status $worth_a_line {{ "~^2" 0; 503 0; default 1; }}
+    map $request_uri $asked {{ "~^(?<path>[^?]*)" $path; default -; }}
+    log_format isthmus '$time_iso8601 $remote_addr "$request_method $asked" $status $request_length $bytes_sent $request_time';
     access_log logs/proxy-refused.log isthmus if=$worth_a_line;
 
     client_body_temp_path proxy/body;
@@ -64,8 +69,11 @@ http {{
     # 503 makes Flower's node try again later; 429 or 403 would end it.
     limit_req_zone $binary_remote_addr zone=requests:10m rate={requests_per_s}r/s;
     limit_conn_zone $binary_remote_addr zone=connections:10m;
+    limit_req_zone $binary_remote_addr zone=strangers:10m rate=5r/s;
     limit_req_status 503;
     limit_conn_status 503;
+    limit_req_log_level warn;
+    limit_conn_log_level warn;
 
     upstream superlink.invalid {{
         server {superlink};
@@ -94,15 +102,18 @@ http {{
         keepalive_timeout 75s;
 
         # Everything else: the Control and the Runtime API, and whatever a later Flower adds.
+        # Not "return": it comes before the limit, and each of these is a line in the log.
         location / {{
-            return 404;
+            limit_req zone=strangers burst=200 nodelay;
+            try_files /none =404;
         }}
 
-        location ~ ^/v1/fleet/({passed})$ {{
+        # \\z, not $: that would let a line's end pass.
+        location ~ ^/v1/fleet/({passed})\\z {{
             if ($request_method != POST) {{
-                return 404;
+                rewrite ^ /none last;
             }}
-            proxy_pass https://superlink.invalid$uri;  # the name that was matched, whatever spelling came in, and no query
+            proxy_pass https://superlink.invalid/v1/fleet/$1;  # one of our names, whatever spelling came in, and no query
             proxy_http_version 1.1;
             proxy_set_header Host localhost;
             proxy_set_header Connection "";
@@ -147,6 +158,14 @@ def configuration(settings: ServerSettings) -> str:
     )
 
 
+def program() -> str | None:
+    """Where nginx is; None where it is not installed. Systems put it where only administrators look."""
+    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/opt/homebrew/bin:/sbin")
+
+
 def command(home: Path, program: str = "nginx") -> list[str]:
     """How the proxy of a home is started, in the foreground; SIGQUIT lets it finish what it is doing, SIGHUP reads certificates anew."""
-    return [program, "-p", f"{home}/", "-c", "proxy/nginx.conf", "-e", "stderr"]
+    started = [program, "-p", f"{home}/", "-c", "proxy/nginx.conf", "-e", "stderr"]
+    if os.geteuid() == 0:  # as in a container: else the workers would become somebody who may not enter the home
+        started += ["-g", f"user {pwd.getpwuid(0).pw_name} {grp.getgrgid(os.getegid()).gr_name};"]
+    return started
