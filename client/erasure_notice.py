@@ -26,6 +26,7 @@ from .suppression import Marker
 _FORMAT = "isthmus-erasure-1"
 _SIGNED_PREFIX = b"isthmus erasure notice 1\0"
 _PADDED_TO = 8192
+_PLAIN = b'{"notice": {'
 _MOST_BYTES = 2**28
 _NAME = re.compile(r"(.+)-to-(.+)-until-(\d{4}-\d\d-\d\d)-[0-9a-f]{12}\.erasure")
 
@@ -91,6 +92,16 @@ def write_notice(path: Path, notice: Notice, *, keys: Keys, to: PublicKeys | Non
     write_file(path, seal(data, to.box_key) if to is not None else data)
 
 
+def is_plain(data: bytes) -> bool:
+    """Whether a notice was left unsealed. One byte would not say it: one sealed file in 256 begins with a brace too."""
+    return data.startswith(_PLAIN)
+
+
+def is_padded(text: bytes) -> bool:
+    """Whether an opened file could be a notice, by nothing but its length and beginning."""
+    return len(text) > 0 and len(text) % _PADDED_TO == 0 and text.startswith(_PLAIN)
+
+
 def read_notice(path: Path, *, keys: Keys, me: str, partners: Mapping[str, PublicKeys]) -> Notice:
     """Opens a notice that a partner sent and checks all of it.
 
@@ -103,7 +114,7 @@ def read_notice(path: Path, *, keys: Keys, me: str, partners: Mapping[str, Publi
         data = path.read_bytes()
     except OSError:
         raise PassportError(f"'{path.name}' cannot be read", do="Check its path and who may read it.") from None
-    text = data if data.startswith(b"{") else keys.open_sealed(data)
+    text = data if is_plain(data) else keys.open_sealed(data)
     try:
         values = json.loads(text)
         said, signature = dict(values["notice"]), bytes.fromhex(values["signature"])

@@ -14,6 +14,7 @@ from client import delivery, queries, rounds
 from client.data.pseudonyms import PseudonymTable
 from client.erasure_notice import read_notice
 from client.forgetting import DELETED, NOTHING, REFITTED, finish, forget, take_notice
+from client.keys import seal
 from client.passport_exchange import export, own_keys, partners, take_in
 from client.preparation import prepare
 from client.register import Register
@@ -299,6 +300,18 @@ def test_a_notice_that_is_not_the_partners_is_refused(done: World, tmp_path: Pat
     plain = read_notice(tmp_path / "plain", keys=own_keys(films), me="films", partners=partners(films))
     assert plain.link_ids == (link_id(GONE),)
     assert files(films.base) == before
+
+
+def test_a_sealed_notice_that_happens_to_begin_like_an_open_one_is_opened(done: World) -> None:
+    books, films = done["books"], done["films"]
+    (notice,) = forget(books, [GONE]).notices
+    assert notice.path is not None
+    plain = own_keys(films).open_sealed(notice.path.read_bytes())
+    alike = (seal(plain, partners(books)["films"].box_key) for _ in range(10_000))
+    notice.path.write_bytes(next(data for data in alike if data.startswith(b"{")))  # one in 256 does
+
+    assert take_notice(films, notice.path).inbox == ()
+    assert read_notice(notice.path, keys=own_keys(films), me="films", partners=partners(films)).link_ids == (link_id(GONE),)
 
 
 def test_users_forgotten_one_after_the_other_make_a_notice_each(done: World) -> None:
