@@ -26,6 +26,7 @@ from shared.privacy.ledger import Ledger
 
 from .durable_files import storage_errors
 from .keys import KEY_FILE, Keys, PublicKeys
+from .public_keys import public_of
 from .settings import ClientSettings
 
 NEXT = KEY_FILE + ".next"
@@ -69,13 +70,14 @@ def rotate(settings: ClientSettings) -> Rotated:
     """
     folder = settings.at_home("keys")
     old = own_keys(settings)
+    before = public_of(settings, old)  # what is wrong with the address is said before anything changes
     with one_at_a_time(settings):
         with Ledger.open(settings.ledger_path, signer=old) as ledger:
             Keys.write_new(folder / NEXT)
             new = Keys.load(folder / NEXT)
             ledger.rotate_key(new)
         _settle(settings, folder)
-    return Rotated(old=old.public(settings.domain), new=new.public(settings.domain))
+    return Rotated(old=before, new=public_of(settings, new))
 
 
 def _settle(settings: ClientSettings, folder: Path) -> None:

@@ -16,12 +16,17 @@ from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey, PublicKey, SealedBox
 from nacl.signing import SigningKey, VerifyKey
 
+from shared.addresses import is_address
 from shared.errors import PassportError
 
 from .durable_files import storage_errors, write_file
 
 KEY_FILE = "partner.keys"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # as the wire has it for a domain
+_FIELDS = frozenset({"partner", "verify_key", "box_key"})
+_ADDRESS_FIELDS = frozenset({"address", "certificate", "address_signature"})
+_ADDRESS_PREFIX = b"isthmus-passport-address-1\0"
+_ASK_FOR_IT = "Ask the partner for the file again."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,19 +37,25 @@ class PublicKeys:
         partner: the partner's domain name.
         verify_key: Ed25519, 32 bytes in hex.
         box_key: X25519, 32 bytes in hex.
+        address: ``HOST:PORT`` at which the partner takes passports and notices; empty = they are handed over as files.
+        certificate: the one certificate, PEM, that is accepted there.
+        address_signature: Ed25519 of the verify key over both, in hex: so the fingerprint, which is of the keys alone, vouches for them.
     """
 
     partner: str
     verify_key: str
     box_key: str
+    address: str = ""
+    certificate: str = ""
+    address_signature: str = ""
 
     def __post_init__(self) -> None:
         check_partner_name(self.partner)
         for field, value in (("verify_key", self.verify_key), ("box_key", self.box_key)):
             if len(value) != 64 or any(c not in "0123456789abcdef" for c in value):
-                raise PassportError(
-                    f"'{field}' of partner '{self.partner}' is not 32 bytes in hex", do="Ask the partner for the file again."
-                )
+                raise PassportError(f"'{field}' of partner '{self.partner}' is not 32 bytes in hex", do=_ASK_FOR_IT)
+        if (self.address or self.certificate or self.address_signature) and not self._address_holds():
+            raise PassportError(f"the address of partner '{self.partner}' was not signed by its key, or is damaged", do=_ASK_FOR_IT)
 
     @property
     def fingerprint(self) -> str:
@@ -53,28 +64,37 @@ class PublicKeys:
         return " ".join(digest[at : at + 4] for at in range(0, 32, 4))
 
     def to_json(self) -> str:
-        return json.dumps({"partner": self.partner, "verify_key": self.verify_key, "box_key": self.box_key}, indent=1)
+        names = _FIELDS | _ADDRESS_FIELDS if self.address else _FIELDS  # without an address: as earlier versions wrote and read it
+        return json.dumps({name: getattr(self, name) for name in self.__slots__ if name in names}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> PublicKeys:
         """Reads what `to_json` wrote.
 
         Raises:
-            PassportError: anything but exactly the three fields.
+            PassportError: anything but exactly the three fields, or the six of a partner with an address.
         """
         try:
             values = json.loads(text)
         except (ValueError, RecursionError):
-            raise PassportError("the public keys are not JSON", do="Ask the partner for the file again.") from None
-        if (
-            not isinstance(values, dict)
-            or set(values) != {"partner", "verify_key", "box_key"}
-            or any(type(v) is not str for v in values.values())
-        ):
+            raise PassportError("the public keys are not JSON", do=_ASK_FOR_IT) from None
+        fits = isinstance(values, dict) and set(values) in (_FIELDS, _FIELDS | _ADDRESS_FIELDS)
+        if not fits or any(type(v) is not str for v in values.values()):
             raise PassportError(
-                "public keys have exactly the fields partner, verify_key and box_key", do="Ask the partner for the file again."
+                "public keys have exactly the fields partner, verify_key and box_key, and those of an address where there is one",
+                do=_ASK_FOR_IT,
             )
         return cls(**values)
+
+    def _address_holds(self) -> bool:
+        if not is_address(self.address) or not 0 < len(self.certificate) <= 16_384 or not self.certificate.isascii():
+            return False
+        try:
+            signature = bytes.fromhex(self.address_signature)
+            verify_key(self).verify(_address_message(self.partner, self.address, self.certificate), signature)
+        except (ValueError, TypeError, CryptoError):
+            return False
+        return True
 
 
 class Keys:
@@ -139,9 +159,18 @@ class Keys:
         """
         write_file(path, _fresh())
 
-    def public(self, partner: str) -> PublicKeys:
-        """The public half, under the partner's domain name."""
-        return PublicKeys(partner=partner, verify_key=self.verify_key, box_key=self._box.public_key.encode().hex())
+    def public(self, partner: str, *, address: str = "", certificate: str = "") -> PublicKeys:
+        """The public half, under the partner's domain name; with a signed address where the partner takes deliveries."""
+        signature = self.sign(_address_message(partner, address, certificate)).hex() if address else ""
+        box_key = self._box.public_key.encode().hex()
+        return PublicKeys(
+            partner=partner,
+            verify_key=self.verify_key,
+            box_key=box_key,
+            address=address,
+            certificate=certificate,
+            address_signature=signature,
+        )
 
     @property
     def verify_key(self) -> str:
@@ -179,6 +208,11 @@ def check_partner_name(name: str) -> None:
     """Refuses names that could be mistaken for something else in a path, a header or a message."""
     if _NAME.fullmatch(name) is None:
         raise PassportError("a partner's name is 1 to 64 letters, digits, '-' or '_', and begins with a letter or a digit")
+
+
+def _address_message(partner: str, address: str, certificate: str) -> bytes:
+    said = {"partner": partner, "address": address, "certificate": certificate}
+    return _ADDRESS_PREFIX + json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _fresh() -> bytes:

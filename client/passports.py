@@ -189,10 +189,7 @@ def import_passports(
     statement, count = _parse_head(plain)
     _check_statement(statement, partners, me=me, space_version=space_version, now=now, dimension=dimension)
     record = _record(statement.dimension)
-    body = memoryview(plain)[_HEAD_BYTES:]
-    bucket, rest = divmod(len(body), record.itemsize)
-    if rest or bucket < 1 or bucket & (bucket - 1) or count > bucket:
-        raise PassportError("the passport file is cut short or too long", do=_ASK_AGAIN)
+    body = _body(plain, statement, count)
     records = np.frombuffer(body, dtype=record)
     if np.any(np.frombuffer(body[count * record.itemsize :], dtype=np.uint8)):
         raise PassportError("the passport file holds something where it should be empty", do=_ASK_AGAIN)
@@ -209,6 +206,21 @@ def import_passports(
         issued=statement.issued,
         expires=statement.expires,
     )
+
+
+def statement_of(data: bytes, *, keys: Keys, me: str, source: PublicKeys, now: int) -> Statement:
+    """What a file from one partner says of itself, before it is imported.
+
+    No record is looked at: how long this takes shows nothing of how many users are linked.
+
+    Raises:
+        PassportError: sealed to or meant for someone else, from another source, expired, or of a length that no file has.
+    """
+    plain = keys.open_sealed(data)
+    statement, count = _parse_head(plain)
+    _check_statement(statement, {source.partner: source}, me=me, space_version=None, now=now, dimension=None)
+    _body(plain, statement, count)
+    return statement
 
 
 def contents(data: bytes, keys: Keys) -> tuple[Statement, list[str]]:
@@ -291,8 +303,17 @@ def _parse_head(plain: bytes) -> tuple[Statement, int]:
     return Statement(**values), count
 
 
+def _body(plain: bytes, statement: Statement, count: int) -> memoryview:
+    """All records, those of the padding included: a power of two of them."""
+    body = memoryview(plain)[_HEAD_BYTES:]
+    bucket, rest = divmod(len(body), _record(statement.dimension).itemsize)
+    if rest or bucket < 1 or bucket & (bucket - 1) or count > bucket:
+        raise PassportError("the passport file is cut short or too long", do=_ASK_AGAIN)
+    return body
+
+
 def _check_statement(
-    statement: Statement, partners: Mapping[str, PublicKeys], *, me: str, space_version: str, now: int, dimension: int | None
+    statement: Statement, partners: Mapping[str, PublicKeys], *, me: str, space_version: str | None, now: int, dimension: int | None
 ) -> None:
     if statement.target != me:
         raise PassportError(
@@ -304,7 +325,7 @@ def _check_statement(
         raise PassportError("the passports have expired", do=_ASK_AGAIN)
     if statement.issued > now + _CLOCK_SKEW_S:
         raise PassportError("the passports were issued in the future", do="Compare the clocks of both partners.")
-    if statement.space_version != space_version:
+    if space_version is not None and statement.space_version != space_version:
         raise PassportError(
             "the passports belong to another version of the interest space", do="Ask the sender to export them for this run's space."
         )

@@ -7,7 +7,22 @@ from pathlib import Path
 from shared.errors import PassportError, UsageError
 
 from .durable_files import write_file
-from .keys import PublicKeys
+from .keys import Keys, PublicKeys
+from .settings import ClientSettings
+
+
+def public_of(settings: ClientSettings, keys: Keys) -> PublicKeys:
+    """The public half of a domain's keys, with the address of its server for passports where it has one.
+
+    Raises:
+        ConfigError: the certificate of that server cannot be used.
+    """
+    address = settings.passports.address
+    if not address:
+        return keys.public(settings.domain)
+    from .passport_certificate import identity  # only for those who have a server
+
+    return keys.public(settings.domain, address=address, certificate=identity(settings).leaf)
 
 
 def check_place(path: Path, domain: str) -> None:

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import tomli_w
 
+from shared.addresses import is_address
 from shared.config import RunConfig, build, check, setting
 from shared.errors import ConfigError, Refusal
 
@@ -116,13 +117,24 @@ class ConsentSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassportSettings:
-    """How passports travel: as sealed files, from partner to partner."""
+    """How passports travel: as sealed files, from partner to partner; by hand, or to a partner's own server."""
 
     outbox: str = setting("passports/outbox", "where exported files are put")
     inbox: str = setting("passports/inbox", "where files of partners are found")
     partners: str = setting("passports/partners", "public keys of partners, one JSON file each")
     valid_days: int = setting(180, "days until a passport expires", unit="days", low=1, high=3650)
     automatic: bool = setting(False, "export when the interest space is fixed and import before the first round; otherwise by command")
+    address: str = setting("", "HOST:PORT at which partners deliver; it goes into the public keys; empty = files are handed over")
+    listen: str = setting("", "HOST:PORT at which 'passport serve' listens")
+    certificate: str = setting("", "certificate of that server, PEM; empty = one of its own in home/keys")
+    key: str = setting("", "private key (0600) of that certificate, PEM")
+
+    def __post_init__(self) -> None:
+        for name in ("address", "listen"):
+            if (value := getattr(self, name)) and not is_address(value):
+                raise ConfigError(f"'passports.{name}' is not HOST:PORT", do="An address of IPv6 stands in brackets: [::1]:8444.")
+        if bool(self.certificate) != bool(self.key):
+            raise ConfigError("'passports.certificate' and 'passports.key' are set together, or neither is")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
