@@ -8,19 +8,25 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .answers import AsJson, Debug, Settings, answer, day, epilog, libraries_on_stderr, progress, read_settings
+from .passport_server import send, serve
 
-EPILOG = epilog(0, 1, 2, 3, 4, 6, 12, 17, 130)
+if TYPE_CHECKING:
+    from ..settings import ClientSettings
+
+EPILOG = epilog(0, 1, 2, 3, 4, 6, 8, 12, 17, 130)
 CONSENT = (
     "An exact passport is disclosure by consent: it shows its one target what a user likes at the source, and for a short history it shows "
     "the items themselves. Export passports only of users who agreed to that for this partner."
 )
 
 passport = typer.Typer(help="Passports of users who linked accounts: made, sealed, opened, counted.", epilog=EPILOG, no_args_is_help=True)
+passport.command(epilog=EPILOG)(serve)
+passport.command(epilog=EPILOG)(send)
 
 
 @passport.command(epilog=EPILOG)
@@ -37,6 +43,9 @@ def keys(
     The private keys stay in the home folder, readable by you alone. Hand the public file to each partner over a channel you both trust,
     and compare the fingerprint by telephone; the partner puts it into the folder that its settings name under passports.partners.
 
+    Where the settings name passports.address, the file says so too, with the certificate of the server there, which is made once: partners
+    can then deliver with 'passport send'. The fingerprint vouches for both.
+
     \b
     Examples:
       isthmus-client passport keys partner.toml
@@ -46,9 +55,9 @@ def keys(
     settings = read_settings(partner_toml)
     with libraries_on_stderr():
         from ..key_rotation import own_keys
-        from ..public_keys import write_public
+        from ..public_keys import public_of, write_public
 
-        public = own_keys(settings).public(settings.domain)
+        public = public_of(settings, own_keys(settings))
         path = out or Path(f"{settings.domain}.keys.json")
         write_public(path, public)
     said = f"public keys of '{settings.domain}': {path}\nfingerprint: {public.fingerprint}"
@@ -101,7 +110,10 @@ def export_(
 @passport.command("import", epilog=EPILOG)
 def import_(
     partner_toml: Settings,
-    file: Annotated[Path, typer.Argument(help="File that a partner sent.", metavar="FILE")],
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="File that a partner sent; all that lies in the inbox when left out.", metavar="FILE", show_default=False),
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -109,12 +121,19 @@ def import_(
 
     One bad record refuses the whole file. The same file twice changes nothing, and an older passport never replaces a newer one.
 
+    Without FILE everything in the inbox is opened. Erasure notices that partners delivered are carried out first, as 'forget --notice'
+    does, and deleted. What cannot be used is named and stays.
+
     \b
-    Example:
+    Examples:
       isthmus-client passport import partner.toml books-to-films.passports
+      isthmus-client passport import partner.toml
     """
     del debug
     settings = read_settings(partner_toml)
+    if file is None:
+        _import_inbox(settings, as_json)
+        return
     with libraries_on_stderr():
         from ..passport_exchange import take_in
         from ..queries import CurrentRun
@@ -123,6 +142,24 @@ def import_(
         new = take_in(settings, run.space_version(), file, dimension=run.config().model.dimension)
     words = f"{new:,} passports are new or renewed" if new else "no passport is new: this file, or a newer one, was imported before"
     answer(as_json, {"domain": settings.domain, "file": str(file), "new": new}, words)
+
+
+def _import_inbox(settings: ClientSettings, as_json: bool) -> None:
+    with libraries_on_stderr():
+        from ..passport_inbox import open_inbox
+
+        opened = open_inbox(settings)
+    document = {
+        "domain": settings.domain,
+        "new": opened.new,
+        "files": list(opened.files),
+        "notices": list(opened.notices),
+        "left_out": [{"file": name, "why": why} for name, why in opened.left_out],
+    }
+    said = [f"carried out and deleted: {name}" for name in opened.notices]
+    said += [f"opened: {name}" for name in opened.files]
+    said += [f"left out: {name}: {why}" for name, why in opened.left_out]
+    answer(as_json, document, "\n".join([*(said or ["the inbox is empty"]), f"{opened.new:,} passports are new or renewed"]))
 
 
 @passport.command("list", epilog=EPILOG)
