@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from client.allowed import FILE, AllowList
 from client.app import code_digest, code_version
 from client.key_rotation import own_keys
 from client.settings import ClientSettings
@@ -118,11 +119,22 @@ class Verdict:
         return canonical({"config_hash": self.config.config_hash, **_finite(figures)})
 
 
-def run(config: RunConfig, *, workspace: Path, progress: Callable[[str], None] = lambda _: None) -> Verdict:
+def code_of(settings: ClientSettings) -> str:
+    """The name that the ledger's intents have for the code of this installation.
+
+    Where the partner allowed a bundle that holds this very code, it is that bundle's digest, because behind the guard the bundle trains; else
+    the digest of the source files.
+    """
+    sources = code_digest()
+    return AllowList(settings.at_home(FILE)).bundle_of_code(sources) or sources
+
+
+def run(config: RunConfig, *, code: str, workspace: Path, progress: Callable[[str], None] = lambda _: None) -> Verdict:
     """Runs both tiers.
 
     Args:
         config: the run configuration whose privacy is promised.
+        code: see `code_of`.
         workspace: an empty folder; whatever is made in it may be thrown away.
         progress: told in a few words what is being done.
     Raises:
@@ -144,7 +156,7 @@ def run(config: RunConfig, *, workspace: Path, progress: Callable[[str], None] =
         shrunk=shrunk,
         checks=checks,
         one_run=found,
-        code_digest=code_digest(),
+        code_digest=code,
         code_version=code_version(),
         time_utc=began.strftime("%Y-%m-%dT%H:%M:%SZ"),
         seconds=time.monotonic() - clock,

@@ -53,13 +53,13 @@ def canary(
     del debug
     settings = read_settings(partner_toml)
     with libraries_on_stderr():
-        from ..canary.verdict import enter, run, to_bytes
+        from ..canary.verdict import code_of, enter, run, to_bytes
         from ..durable_files import write_file
 
         tested = _config(settings, config)
         _writable(settings)
         with tempfile.TemporaryDirectory(prefix="isthmus-canary-") as workspace:
-            verdict = run(tested, workspace=Path(workspace), progress=_progress())
+            verdict = run(tested, code=code_of(settings), workspace=Path(workspace), progress=_progress())
         path, file = out or Path(f"{settings.domain}.canary.json"), to_bytes(verdict, settings.domain)
         write_file(path.absolute(), file)
         events = enter(settings, verdict, file)

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from client.allowed import FILE, AllowList
 from client.app import code_digest
+from client.canary.verdict import code_of
 from client.cli import main
 from client.key_rotation import own_keys
 from client.settings import ClientSettings
@@ -129,3 +131,13 @@ def test_a_ledger_of_another_key_is_said_before_anything_is_tested(tmp_path: Pat
         set_by="somebody else",
     ).close()
     assert call("partner.toml") == WrongKey.exit_code
+
+
+def test_the_code_is_named_as_the_intents_of_this_partner_name_it(shop: ClientSettings) -> None:
+    assert code_of(shop) == code_digest()
+    allowed = AllowList(shop.at_home(FILE))
+    allowed.decide("b" * 64, allowed=True, by="an officer", code_digest=code_digest())
+    allowed.decide("d" * 64, allowed=True, by="an officer", code_digest="e" * 64)  # of other code
+    assert code_of(shop) == "b" * 64  # behind the guard an intent names the bundle
+    allowed.decide("b" * 64, allowed=False, by="an officer")
+    assert code_of(shop) == code_digest()
