@@ -12,7 +12,7 @@ from shared.enrolment import PartnerCard
 from shared.privacy.mechanism import Mechanism
 from shared.privacy.receipts import SignedReceipt
 
-from .privacy_overview import TOLERANCE, finite, spent_events
+from .privacy_overview import finite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,8 @@ class DomainPrice:
 
     Args:
         spent: epsilon by its last receipt; 0 before there is any.
-        after: epsilon once the whole schedule is reserved; None where the receipt does not tell what was done before.
+        after: epsilon once the whole schedule is reserved; None where the ledger holds earlier runs: it adds them up by its own rule, and
+            only its owner can ask it.
         ceiling: the largest epsilon that the partner agreed to.
         against: why its client would refuse, a line each.
     """
@@ -88,7 +89,7 @@ def price(config: RunConfig, cards: Sequence[PartnerCard], receipts: Mapping[str
         return epsilon_pld(events, privacy.delta)
 
     reserved = of([step.for_steps(privacy.total_steps)])
-    domains = tuple(_domain(config, card, receipts.get(card.domain), reserved, of) for card in sorted(cards, key=lambda one: one.domain))
+    domains = tuple(_domain(config, card, receipts.get(card.domain), reserved) for card in sorted(cards, key=lambda one: one.domain))
     return Price(
         delta=privacy.delta,
         alone=of([step.for_steps(privacy.rounds * privacy.steps_per_round)]),
@@ -98,16 +99,11 @@ def price(config: RunConfig, cards: Sequence[PartnerCard], receipts: Mapping[str
     )
 
 
-def _domain(config: RunConfig, card: PartnerCard, receipt: SignedReceipt | None, reserved: float, of: Any) -> DomainPrice:
-    spent = 0.0
-    after: float | None = reserved
-    if receipt is not None:
-        spent, before = receipt.epsilon_spent, spent_events(receipt)
-        explained = of(before)
-        known = spent <= explained + max(TOLERANCE, 0.01 * explained)
-        after = of([*before, _step(config).for_steps(config.privacy.total_steps)]) if known else None
+def _domain(config: RunConfig, card: PartnerCard, receipt: SignedReceipt | None, reserved: float) -> DomainPrice:
+    spent = 0.0 if receipt is None else receipt.epsilon_spent
+    after = reserved if receipt is None or receipt.count_of_intents == 0 else None
+    least = max(spent, reserved)
     against = list(card.outside(config))
-    least = reserved if after is None else after
     if least > card.ceiling_epsilon:
         against.append(f"epsilon {least:.2f} would pass the ceiling {card.ceiling_epsilon:g} of '{card.domain}'")
     return DomainPrice(domain=card.domain, spent=spent, after=after, ceiling=card.ceiling_epsilon, against=tuple(against))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from . import admission
@@ -15,12 +14,14 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 230, 46, 26
 
 def render(report: Mapping[str, Any]) -> str:
     """The page of what `server.report.build` made. Every text in it is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    from .report_template import PAGE
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["number"] = lambda value: "infinite" if value is None else f"{value:.2f}"
     codes = (admission.__doc__ or "").partition("\n\n")[2]
-    page = environment.get_template("run_report.html.j2")
+    page = environment.from_string(PAGE)
     return page.render(report=report, run=report["run"], chart=chart(report["rounds"]), codes=codes)
 
 

@@ -212,5 +212,7 @@ def price_lines(price: Price) -> list[str]:
         after = "?" if one.after is None else f"{one.after:.2f}"
         lines.append(f"{one.domain:<16} {one.spent:>7.2f} {after:>7} {one.ceiling:>8.2f}")
         lines += [f"  will refuse: {line}" for line in one.against]
+    if any(one.after is None for one in price.domains):
+        lines.append("?: its ledger holds earlier runs and adds them up by its own rule; it refuses what would pass the ceiling")
     table = ", ".join(f"k={k} {value:.2f}" for k, value in enumerate(price.for_k_domains, 1))
     return [*lines, f"this run for a person in k domains, reserve included: {table}", f"without the reserve: {price.alone:.2f}"]

@@ -1,0 +1,86 @@
+"""What a run would cost: by domain, for a person in k domains, and who would refuse it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from server.price import price
+from server.schedule import solved
+from shared.config import RunConfig
+from shared.enrolment import Ranges
+from shared.privacy.accountant import epsilon_pld
+from shared.privacy.mechanism import Mechanism
+from shared.privacy.receipts import SignedReceipt
+from shared.privacy.signing import SigningPair
+from tests.shared.cards import partner_card
+
+CONFIG = solved(
+    RunConfig.from_mapping({"name": "tiny", "privacy": {"epsilon": 4.0, "rounds": 5, "reserve_rounds": 2, "steps_per_round": 4}})
+)
+
+
+def receipt(signer: SigningPair, domain: str, intents: int, spent: float) -> SignedReceipt:
+    mechanism = Mechanism(
+        kind="poisson_gaussian", sampling_rate=0.1, noise_multiplier=1.0, clip_norm=0.5, grid=0.0, dimension=1, steps=4
+    ).to_record()
+    said = {"head_hash": "a" * 64, "payload_sha256": "c" * 64, "mechanism": json.dumps(mechanism, sort_keys=True, separators=(",", ":"))}
+    return SignedReceipt.signed(signer, domain=domain, count_of_intents=intents, epsilon_spent=spent, **said)
+
+
+def test_a_first_run_costs_what_its_whole_schedule_costs() -> None:
+    found = price(CONFIG, [partner_card()], {})
+    (books,) = found.domains
+    assert (books.spent, books.after, books.against) == (0.0, found.reserved, ())
+    assert found.reserved == pytest.approx(4.0, abs=0.01)  # that is what the noise was solved for
+    assert found.alone < found.reserved
+
+
+def test_a_person_in_two_domains_costs_twice_the_steps_and_not_the_maximum() -> None:
+    found = price(CONFIG, [partner_card(), partner_card(domain="films")], {})
+    privacy = CONFIG.privacy
+    steps = Mechanism(
+        kind="poisson_gaussian",
+        sampling_rate=privacy.sampling_rate,
+        noise_multiplier=privacy.noise_multiplier,
+        clip_norm=privacy.clip_norm,
+        grid=privacy.grid,
+        dimension=1,
+        steps=2 * (5 + 2) * 4,
+    )
+    assert found.for_k_domains == (found.reserved, epsilon_pld([steps], privacy.delta))
+    assert found.for_k_domains[1] > found.reserved
+
+
+def test_a_ledger_with_earlier_runs_is_not_guessed_at() -> None:
+    signer = SigningPair.generate()
+    found = price(CONFIG, [partner_card(signer)], {"books": receipt(signer, "books", 3, 2.5)})
+    assert (found.domains[0].spent, found.domains[0].after) == (2.5, None)
+    restarted = price(CONFIG, [partner_card(signer)], {"books": receipt(signer, "books", 0, 0.0)})
+    assert restarted.domains[0].after == found.reserved
+
+
+@pytest.mark.parametrize(
+    ("changed", "against"),
+    [
+        ({"ceiling_epsilon": 3.0}, "would pass the ceiling 3"),
+        ({"delta": 1e-5}, "privacy.delta"),
+        ({"ranges": Ranges(max_sampling_rate=0.01, max_clip_norm=10.0, max_steps=10_000)}, "sampling_rate"),
+        ({"ranges": Ranges(max_sampling_rate=0.5, max_clip_norm=10.0, max_steps=27)}, "more than 27 steps"),  # (5 + 2) * 4 = 28
+    ],
+)
+def test_a_partner_who_did_not_agree_is_known_beforehand(changed: dict[str, object], against: str) -> None:
+    found = price(CONFIG, [partner_card(**changed), partner_card(domain="films")], {})
+    assert len(found.domains[0].against) == 1
+    assert against in found.domains[0].against[0]
+    assert found.willing() == ["films"]
+
+
+def test_a_run_without_privacy_passes_every_ceiling() -> None:
+    config = dataclasses.replace(CONFIG, privacy=dataclasses.replace(CONFIG.privacy, epsilon=float("inf"), noise_multiplier=0.0))
+    found = price(config, [partner_card()], {})
+    assert found.willing() == []
+    assert found.to_json()["reserved"] is None
+    json.dumps(found.to_json(), allow_nan=False)
