@@ -146,6 +146,8 @@ def cards(home: Home) -> dict[str, PartnerCard]:
         try:
             card = PartnerCard.read(path)
         except DataError as error:
+            if not path.exists():  # removed a moment ago
+                continue
             raise ConfigError(error.what, do="Restore the file, or delete it and enrol the partner again.") from None
         if card_file(home, card.domain) != path:
             raise ConfigError(f"{path} is the card of another domain", do="Delete it and enrol the partner again.")

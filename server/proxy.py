@@ -11,7 +11,6 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-import shutil
 from pathlib import Path
 
 from shared.addresses import join_address
@@ -156,11 +155,6 @@ def configuration(settings: ServerSettings) -> str:
         body_mib=limits.body_mib,
         wait_s=limits.wait_s,
     )
-
-
-def program() -> str | None:
-    """Where nginx is; None where it is not installed. Systems put it where only administrators look."""
-    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/opt/homebrew/bin:/sbin")
 
 
 def command(home: Path, program: str = "nginx") -> list[str]:

@@ -18,11 +18,12 @@ import pytest
 
 from server import proxy
 from server.home import Home
+from server.processes import find_nginx
 
 
 def installed() -> str:
     """The program; without it the test skips and says how to get it."""
-    found = proxy.program()
+    found = find_nginx()
     if found is None:
         pytest.skip(proxy.INSTALL)
     return found
