@@ -29,6 +29,8 @@ from .tables import Column, Refine, check_distinct, check_type, shaped, those_th
 
 BATCH_ROWS = 20_000
 """Rows that are fetched at a time."""
+REFINED_BYTES = 1 << 24
+"""Batches are refined together: looking up items costs something for the whole catalogue each time."""
 
 
 class Snapshot:
@@ -110,9 +112,7 @@ class Snapshot:
     def batches(self, statement: str) -> Generator[list[Any], None, None]:
         """Rows of a statement, `BATCH_ROWS` at a time."""
         with self.limited():
-            result = self.connection().exec_driver_sql(
-                statement, execution_options={"stream_results": True, "yield_per": BATCH_ROWS, "no_parameters": True}
-            )
+            result = self.connection().exec_driver_sql(statement, execution_options={"stream_results": True, "no_parameters": True})
         try:
             while True:
                 with self.limited():
@@ -172,10 +172,14 @@ class SqlTable:
     def _parts(self, columns: Sequence[Column], refine: Refine) -> Iterator[pl.DataFrame]:
         there, types, expressions = self._looked_up(columns)
         schema = {column.role: _held_as(column, dtype) for column, dtype in zip(there, types, strict=True)}
-        yield _refined({role: [] for role in schema}, there, schema, refine)
+        held = [pl.DataFrame(schema=schema)]
         with contextlib.closing(self.snapshot.batches(f"SELECT {', '.join(expressions)} FROM {self.rows}")) as batches:
             for rows in batches:
-                yield _refined(self._by_column(there, rows), there, schema, refine)
+                held.append(pl.DataFrame(self._by_column(there, rows), schema=schema))
+                if sum(frame.estimated_size() for frame in held) > REFINED_BYTES:
+                    yield _refined(held, there, schema, refine)
+                    held = held[:1]
+        yield _refined(held, there, schema, refine)
 
     def look(self, columns: Sequence[Column]) -> None:
         """Raises DataError where the table or one of its columns is missing or of the wrong type. Reads no row."""
@@ -241,6 +245,5 @@ def _held_as(column: Column, dtype: pl.DataType) -> pl.DataType:
     return dtype if column.kind != "text" and (dtype.is_integer() or dtype.is_float()) else pl.String()
 
 
-def _refined(values: dict[str, Sequence[Any]], columns: Sequence[Column], schema: dict[str, pl.DataType], refine: Refine) -> pl.DataFrame:
-    frame = pl.DataFrame(values, schema=schema)
-    return refine(shaped(frame.lazy(), columns, schema)).collect()
+def _refined(held: list[pl.DataFrame], columns: Sequence[Column], schema: dict[str, pl.DataType], refine: Refine) -> pl.DataFrame:
+    return refine(shaped(pl.concat(held).lazy(), columns, schema)).collect()

@@ -68,9 +68,10 @@ class PostgreSQL:
 
     def __init__(self, address: Address, password: str | None, connect_timeout_s: float) -> None:
         try:
-            import psycopg  # noqa: F401
+            import psycopg
         except ImportError:  # psycopg itself, or the library it stands on
             raise missing_extra() from None
+        self._isolation = psycopg.IsolationLevel.REPEATABLE_READ
         self._url = make_url(address.url).set(password=password)
         self._timeout_s = connect_timeout_s
 
@@ -87,10 +88,11 @@ class PostgreSQL:
         @event.listens_for(engine, "do_connect")
         def connect(dialect: Any, record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
             raw = dialect.connect(*arguments, **options)
+            raw.read_only, raw.isolation_level = True, self._isolation
             keep(raw)
             return raw
 
-        return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        return engine
 
     def begin(self, connection: Connection, statement_timeout_s: float) -> None:
         for setting in (

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +82,18 @@ def test_too_many_connections_are_said(own_server: Server) -> None:
 class _Cut:
     """Does something to the server after some batches were read."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int, what: Any) -> None:
-        inner, self.batches = sql._refined, 0
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int, what: Callable[[], object]) -> None:
+        inner, self.batches = sql.SqlTable._by_column, 0
 
-        def refined(*given: Any) -> Any:
+        def by_column(*given: Any) -> Any:
             self.batches += 1
             if self.batches == after:
                 what()
             return inner(*given)
 
-        monkeypatch.setattr(sql, "_refined", refined)
+        monkeypatch.setattr(sql.SqlTable, "_by_column", by_column)
         monkeypatch.setattr(sql, "BATCH_ROWS", 1000)
+        monkeypatch.setattr(sql, "REFINED_BYTES", 100_000)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "shut down"])
