@@ -23,6 +23,7 @@ from .durable_files import write_file
 from .keys import Keys, PublicKeys, check_partner_name, seal, verify_key
 from .suppression import Marker
 
+NOTICE_SUFFIX = ".erasure"
 _FORMAT = "isthmus-erasure-1"
 _SIGNED_PREFIX = b"isthmus erasure notice 1\0"
 _PADDED_TO = 8192

@@ -25,7 +25,7 @@ from shared.errors import PassportError
 from shared.supervision import Backoff, tell_on_stderr
 
 from .durable_files import storage_errors, write_file
-from .erasure_notice import is_plain, notices_in
+from .erasure_notice import NOTICE_SUFFIX, is_plain, notices_in
 from .key_rotation import own_keys
 from .keys import Keys, PublicKeys, seal
 from .passport_certificate import name_in
@@ -34,7 +34,6 @@ from .passport_wire import CHUNK_BYTES, METHODS, MOST_BYTES, NOT_TAKEN, NOTICE, 
 from .passports import read_passports
 from .settings import ClientSettings
 
-NOTICE_SUFFIX = ".erasure"
 _DEADLINE_S = 900.0
 _LOOK_S = 10.0
 _REFUSALS = 5

@@ -15,6 +15,7 @@ from shared.errors import PassportError
 
 from .data.histories import Histories
 from .durable_files import write_file
+from .erasure_notice import NOTICE_SUFFIX, read_notice
 from .key_rotation import own_keys
 from .keys import PublicKeys
 from .passports import export_passports, import_passports, read_passports, write_passports
@@ -175,7 +176,9 @@ def take_in_all(settings: ClientSettings, space_version: str, *, dimension: int)
     """Every file in the inbox that is addressed to this domain by name. Returns how many passports are new or renewed.
 
     A file that cannot be used is left out, and said in the log on this machine: what one partner sends must not stop a round that is paid.
+    Passports that a notice in the inbox asks to be erased are not taken in, and those in the register go.
     """
+    _heed_notices(settings)
     new = 0
     for path in sorted(settings.path(settings.passports.inbox).glob(f"*-to-{settings.domain}{_SUFFIX}")):
         try:
@@ -183,6 +186,19 @@ def take_in_all(settings: ClientSettings, space_version: str, *, dimension: int)
         except PassportError as error:
             _LOG.warning("%s was left out: %s", path.name, error)
     return new
+
+
+def _heed_notices(settings: ClientSettings) -> None:
+    """Marks what partners' notices ask for, before a round uses it. `forgetting.take_notice` does all of it, when somebody calls it."""
+    for path in sorted(settings.path(settings.passports.inbox).glob(f"*-to-{settings.domain}-*{NOTICE_SUFFIX}")):
+        try:
+            notice = read_notice(path, keys=own_keys(settings), me=settings.domain, partners=partners(settings))
+        except PassportError as error:
+            _LOG.warning("%s was left out: %s", path.name, error)
+            continue
+        with Register.of(settings) as register:
+            register.begin_erasure(notice.link_ids, issued_until=notice.issued, source=notice.source, at=int(time.time()))
+            register.drop_erased()
 
 
 def of_users(settings: ClientSettings, prepared: PreparedDomain, source: str, space_version: str) -> tuple[np.ndarray, np.ndarray]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from shared.errors import PassportError
 
 from .durable_files import storage_errors
+from .erasure_notice import NOTICE_SUFFIX
 from .forgetting import take_notice
-from .passport_delivery import NOTICE_SUFFIX
 from .passport_exchange import file_name, take_in
 from .queries import CurrentRun
 from .settings import ClientSettings

@@ -25,7 +25,7 @@ from shared.errors import ConfigError, IsthmusError, PassportError
 from shared.supervision import tell_on_stderr
 
 from .durable_files import storage_errors, write_file
-from .erasure_notice import is_padded
+from .erasure_notice import NOTICE_SUFFIX, is_padded
 from .key_rotation import own_keys
 from .keys import PublicKeys
 from .passport_certificate import Identity
@@ -72,6 +72,7 @@ class PassportService:
         settings: of the domain; partners and keys are read anew for each delivery, so a new partner needs no restart.
         deadline_s: longest time for a whole delivery.
         silence_s: longest time between two parts of it.
+        hush_s: so long the same reason for a refusal is not told again: strangers must not fill a log.
         tell: is told what came and why something was refused, a line each. No link ids, no counts.
     """
 
@@ -81,10 +82,12 @@ class PassportService:
         *,
         deadline_s: float = 900.0,
         silence_s: float = 30.0,
+        hush_s: float = 60.0,
         tell: Callable[[str], None] = tell_on_stderr,
     ) -> None:
         self._settings, self._tell = settings, tell
-        self._deadline_s, self._silence_s = deadline_s, silence_s
+        self._deadline_s, self._silence_s, self._hush_s = deadline_s, silence_s, hush_s
+        self._told: dict[str, tuple[float, int]] = {}  # reason -> when it was told last, and how often it was met since
         self._inbox = settings.path(settings.passports.inbox)
         self._room = asyncio.Semaphore(AT_ONCE)
         self._busy: set[str] = set()
@@ -127,9 +130,18 @@ class PassportService:
             why = error.what
         except Exception as error:  # whatever it is: the answer is the one answer
             why = f"unexpected {type(error).__name__}"
-        self._tell(f"not taken: {why}")
+        self._tell_refusal(why)
         await call.abort(grpc.StatusCode.ABORTED, NOT_TAKEN)
         raise AssertionError("abort does not return")
+
+    def _tell_refusal(self, why: str) -> None:
+        now = time.monotonic()
+        last, unsaid = self._told.get(why, (-self._hush_s, 0))
+        if now - last < self._hush_s:
+            self._told[why] = (last, unsaid + 1)
+            return
+        self._told[why] = (now, 0)
+        self._tell(f"not taken: {why}" + (f" ({unsaid:,} times more since it was told last)" if unsaid else ""))
 
     async def _receive(self, kind: str, parts: AsyncIterator[bytes], call: Any) -> str:
         """Receives one file. Returns what to tell about it."""
@@ -194,9 +206,9 @@ class PassportService:
     def _store_notice(self, opening: Opening, sender: PublicKeys, data: bytes) -> str:
         if not is_padded(own_keys(self._settings).open_sealed(data)):
             raise PassportError(f"what '{sender.partner}' sent is no erasure notice")
-        path = self._inbox / f"{sender.partner}-to-{self._settings.domain}-{opening.sha256[:16]}.erasure"
+        path = self._inbox / f"{sender.partner}-to-{self._settings.domain}-{opening.sha256[:16]}{NOTICE_SUFFIX}"
         with self._writing:
-            waiting = sum(one.stat().st_size for one in self._inbox.glob(f"{sender.partner}-to-{self._settings.domain}-*.erasure"))
+            waiting = sum(one.stat().st_size for one in self._inbox.glob(f"{sender.partner}-to-{self._settings.domain}-*{NOTICE_SUFFIX}"))
             if path.is_file():
                 return f"taken: {path.name}, which was here already"
             if waiting + len(data) > MOST_BYTES:

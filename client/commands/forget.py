@@ -117,5 +117,6 @@ def _words(done: Forgotten) -> str:
     if done.notices:
         said += ["", "these partners hold a passport of somebody forgotten; send each its file, which only it can open:"]
         said += [f"  {each.target}, until {day(each.expires)}: {each.path}" for each in done.notices]
-        said.append("  the partner runs: isthmus-client forget PARTNER_TOML --notice FILE; delete the file when it was sent")
+        said.append("  where the partner has a server: isthmus-client passport send PARTNER_TOML --to PARTNER")
+        said.append("  by hand: the partner runs isthmus-client forget PARTNER_TOML --notice FILE; delete the file when it was sent")
     return "\n".join([*(said or ["nothing was left to be done"]), "", "what this cannot do:", *(f"  {line}" for line in LIMITS)])

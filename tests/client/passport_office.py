@@ -142,7 +142,7 @@ def served(settings: ClientSettings, *, port: int | None = None, shown: Identity
     async def run() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         ends.append(lambda: loop.call_soon_threadsafe(stop.set))
-        service = PassportService(settings, tell=told, **limits)
+        service = PassportService(settings, tell=told, **{"hush_s": 0.0, **limits})
         await serve(service, address, shown or identity(settings), stop, started=running.set, grace_s=2.0)
 
     def body() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from client import cli
 from client.forgetting import forget
+from client.passport_exchange import take_in_all
 from client.register import Register
 from tests.client.partner_world import DOMAINS, LINKED, World, link_id
 from tests.client.passport_office import free_port, inbox, served
@@ -74,6 +75,25 @@ def test_who_is_forgotten_at_the_source_is_asked_for_and_gone_at_the_target(reac
         ids, _ = register.imported("books", space_version=reached.space_version, now=0)
     assert incoming.passports == LINKED - 1
     assert link_id("p003") not in ids
+
+
+def test_a_notice_in_the_inbox_is_heeded_by_a_run_that_nobody_attends(reached: World, capsys: pytest.CaptureFixture[str]) -> None:
+    books, films = reached.toml("books"), reached["films"]
+    with served(films):
+        call("passport", "export", books, "--to", "films", capsys=capsys)
+        call("passport", "send", books, "--to", "films", capsys=capsys)
+        assert take_in_all(films, reached.space_version, dimension=8) == LINKED
+        forget(reached["books"], ["p003"])
+        call("passport", "send", books, "--to", "films", capsys=capsys)
+
+    take_in_all(films, reached.space_version, dimension=8)  # before the first round of the next run
+
+    with Register(films.at_home("register.sqlite")) as register:
+        ids, _ = register.imported("books", space_version=reached.space_version, now=0)
+    assert len(ids) == LINKED - 1
+    assert link_id("p003") not in ids
+    opened = json.loads(call("passport", "import", reached.toml("films"), "--json", capsys=capsys)[1])  # the files go when somebody calls
+    assert (len(opened["notices"]), inbox(films)) == (1, {})
 
 
 def test_a_file_in_the_inbox_that_cannot_be_used_is_named_and_the_others_opened(reached: World, capsys: pytest.CaptureFixture[str]) -> None:

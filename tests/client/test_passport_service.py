@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -251,6 +252,39 @@ def test_notices_are_taken_by_their_seal_and_do_not_fill_the_disk(books: ClientS
         assert call(line, said_by(books, another, kind=NOTICE), parts(another), kind=NOTICE) == NO
 
     assert len(inbox(films)) == 2
+
+
+def test_a_stranger_who_knocks_all_day_does_not_fill_the_log(films: ClientSettings, tmp_path: Path) -> None:
+    stranger = partner(tmp_path, "stranger")
+    with served(films, hush_s=0.6) as told, channel(films) as line:
+        for _ in range(5):
+            assert call(line, said_by(stranger, b"x"), parts(b"x")) == NO
+        assert len(told.lines) == 1
+        time.sleep(0.7)
+        call(line, said_by(stranger, b"x"), parts(b"x"))
+
+    assert told.lines[1:] == ["not taken: no partner's key signed what was said at the beginning (4 times more since it was told last)"]
+
+
+def test_a_server_that_is_told_to_stop_lets_a_delivery_end(books: ClientSettings, films: ClientSettings) -> None:
+    data, answers, begun = sealed(books, films), [], threading.Event()
+
+    def slow() -> Iterator[bytes]:
+        yield data[:1000]
+        begun.set()
+        time.sleep(1.0)
+        yield data[1000:]
+
+    with channel(films) as line:
+        with served(films):
+            calling = threading.Thread(target=lambda: answers.append(call(line, said_by(books, data), slow())))
+            calling.start()
+            assert begun.wait(10)
+            time.sleep(0.2)
+        calling.join(10)  # the server was told to stop, and has
+
+    assert answers == [("OK", "")]
+    assert inbox(films) == {FILE: data}
 
 
 def test_health_says_whether_it_serves_and_nothing_else(films: ClientSettings) -> None:
