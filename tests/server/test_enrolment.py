@@ -210,6 +210,7 @@ def test_cards_follow_the_address_of_the_server(home: Home) -> None:
     assert JoinCard.read(home.join / "books.json").server == "isthmus.example:443"
 
 
+@pytest.mark.journey
 def test_an_enrolment_that_was_killed_at_any_moment_is_completed_by_the_same_call(home: Home, repository: Path, tmp_path: Path) -> None:
     """Killed before each file that it puts in place: the second call ends where an undisturbed one does."""
     program = (
@@ -245,6 +246,7 @@ def test_an_enrolment_that_was_killed_at_any_moment_is_completed_by_the_same_cal
     assert killed == 5  # its card, its node's key, the list, two cards for partners
 
 
+@pytest.mark.journey
 def test_two_enrolments_at_once_both_count(home: Home, repository: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"

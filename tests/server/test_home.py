@@ -111,6 +111,7 @@ def test_what_is_missing_is_told_and_made_and_the_rest_stays(home: Home, missing
     assert set(after) == set(before)
 
 
+@pytest.mark.journey
 def test_a_home_that_was_killed_at_any_moment_is_finished_by_a_second_call(tmp_path: Path, repository: Path) -> None:
     """Killed at each of its system calls that puts a file in place or takes it away; nothing that is in place changes afterwards."""
     program = (
@@ -277,6 +278,7 @@ def test_what_needs_somebody_soon_is_said(home: Home) -> None:
     assert "isthmus-server init" in said[1]
 
 
+@pytest.mark.journey
 def test_no_certificate_is_read_while_it_is_being_replaced(home: Home) -> None:
     """Somebody who opens the home all the time never finds it broken while it is renewed."""
     program = "import sys; from pathlib import Path; from server.renewal import renew\nfor _ in range(20): renew(Path(sys.argv[1]))"
