@@ -77,7 +77,7 @@ class Snapshot:
         return self._connection
 
     def _connect(self) -> Connection:
-        with self.limited(self._connect_timeout_s + self._statement_timeout_s):
+        with self.limited(3 * self._connect_timeout_s):  # to connect, and for the first few questions
             connection = self.dialect.engine(self._raw.append).connect()
             try:
                 self.dialect.begin(connection, self._statement_timeout_s)
