@@ -77,14 +77,15 @@ def stop(
 
 
 def _end(home: Home, pid: int) -> bool:
-    """Ends the supervisor and waits until it let go of the home."""
+    """Ends the supervisor and waits until it is gone and has let go of the home."""
+    from shared.process_groups import began
     from shared.process_lock import running
 
     if pid > 1:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     until = time.monotonic() + _END_S
-    while running(home.root) is not None:
+    while running(home.root) is not None or (pid > 1 and began(pid) is not None):
         if time.monotonic() > until:
             raise FederationError(f"it has not ended in {_END_S:.0f} s", do=f"Look at {home.logs}; a second SIGTERM ends it at once.")
         time.sleep(0.2)

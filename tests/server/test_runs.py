@@ -16,24 +16,11 @@ from server.run_contract import Signing
 from server.run_record import RunRecord, utc
 from server.runs import State, find, going_on, prepare, read_config, status
 from server.settings import ServerSettings
-from shared.bundle import Bundle
 from shared.config import RunConfig
 from shared.errors import ConfigError, RunFolderError, UnreachableBudget, UsageError
+from tests.server.bundles import a_bundle
 
 CONFIG = RunConfig.from_mapping({"name": "tiny", "privacy": {"rounds": 2, "noise_multiplier": 1.0}})
-
-
-def bundle() -> Bundle:
-    return Bundle(
-        digest="b" * 64,
-        size=1,
-        name="isthmus",
-        version="1",
-        server_app="server.app:app",
-        client_app="client.app:app",
-        data=b"",
-        contents={},
-    )
 
 
 @pytest.fixture
@@ -45,7 +32,7 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture
 def run(home: Home) -> Path:
-    folder = prepare(home, CONFIG, bundle(), expected_clients=2)
+    folder = prepare(home, CONFIG, a_bundle(), expected_clients=2)
     RunRecord.read(folder).submitted(7).write(folder)
     return folder
 
@@ -67,7 +54,7 @@ def test_the_serverapp_finds_everything_beside_the_run(home: Home, run: Path) ->
 def test_nobody_enrolled_is_no_open_door(home: Home) -> None:
     home.partners_file.unlink()
     with pytest.raises(ConfigError, match="nobody is enrolled"):
-        prepare(home, CONFIG, bundle(), expected_clients=2)
+        prepare(home, CONFIG, a_bundle(), expected_clients=2)
     assert runs.all_runs(home) == []
 
 
@@ -121,12 +108,12 @@ def test_one_run_goes_on_at_a_time(home: Home, run: Path) -> None:
 
 
 def test_a_run_is_found_by_its_name_the_beginning_of_it_and_as_the_last(home: Home, run: Path) -> None:
-    other = prepare(home, dataclasses.replace(CONFIG, name="other"), bundle(), expected_clients=None)
+    other = prepare(home, dataclasses.replace(CONFIG, name="other"), a_bundle(), expected_clients=None)
     record = RunRecord.read(other)
     dataclasses.replace(record, created_utc="2099-01-01T00:00:00+00:00").write(other)
     assert find(home, run.name) == find(home, "tiny") == run
     assert find(home, "last") == other
-    again = prepare(home, CONFIG, bundle(), expected_clients=None)
+    again = prepare(home, CONFIG, a_bundle(), expected_clients=None)
     assert again.name != run.name
     with pytest.raises(UsageError, match="several runs"):
         find(home, "tiny-")
