@@ -18,12 +18,15 @@ from .commands.allow import allow, allowed
 from .commands.answers import EPILOG, epilog, print_document
 from .commands.canary import EPILOG as CANARY_EPILOG
 from .commands.canary import canary
+from .commands.check import EPILOG as CHECK_EPILOG
+from .commands.check import check
 from .commands.forget import forget
 from .commands.init import EPILOG as INIT_EPILOG
 from .commands.init import init, join
 from .commands.ledger import ledger
 from .commands.passports import passport
 from .commands.release import release
+from .commands.up import STATUS_EPILOG, UP_EPILOG, status, up
 
 app = typer.Typer(
     help="One domain's private side: what a partner does with its own data, on its own machines.",
@@ -35,6 +38,9 @@ app = typer.Typer(
 )
 app.command(epilog=INIT_EPILOG, hidden=True)(init)
 app.command(epilog=INIT_EPILOG, hidden=True)(join)
+app.command(epilog=CHECK_EPILOG, hidden=True)(check)
+app.command(epilog=UP_EPILOG, hidden=True)(up)
+app.command(epilog=STATUS_EPILOG, hidden=True)(status)
 app.add_typer(passport, name="passport")
 app.add_typer(ledger, name="ledger")
 app.add_typer(release, name="release")

@@ -104,6 +104,8 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if self.coordinator_key and re.fullmatch(r"[0-9a-f]{64}", self.coordinator_key) is None:
             raise ConfigError("'server.coordinator_key' is not 32 bytes in small hex", do="Take it from the coordinator's JOIN.json.")
+        if self.address and not is_address(self.address):
+            raise ConfigError("'server.address' is not HOST:PORT", do="Take it from the coordinator's JOIN.json.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,8 @@ from .process_lock import left_behind, only_one, remove_record, write_record
 
 LOG_BYTES = 8 * 1024 * 1024
 OLD_LOGS = 3
-_STARTED = "--- started "
+STARTED = "--- started "
+"""How the line begins that a log has for each start of its program."""
 _TICK_S = 1.0
 _LEFT_S = 5.0
 _TAIL_BYTES = 16_384
@@ -210,7 +211,7 @@ class Supervisor:
             handle = os.open(self._log_of(child), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
                 with contextlib.suppress(OSError):
-                    os.write(handle, f"{_STARTED}{child.since}\n".encode())
+                    os.write(handle, f"{STARTED}{child.since}\n".encode())
                 child.process = subprocess.Popen(
                     list(program.command),
                     stdin=subprocess.DEVNULL,
@@ -254,7 +255,7 @@ class Supervisor:
                 tail = file.read().decode("utf-8", "replace")
         except OSError:
             return ""
-        _, found, rest = tail.rpartition(_STARTED)
+        _, found, rest = tail.rpartition(STARTED)
         return rest.partition("\n")[2] if found else tail
 
     # --- stopping --------------------------------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ EXIT_WORDS = {
     24: "not the key of this ledger",
     25: "receipts of another partner",
     35: "a check refuted the code",
+    36: "not ready: a line of the check is red",
     130: "interrupted",
 }
 
