@@ -67,5 +67,5 @@ $(SET_UP)/check: $(SET_UP)/venv
 	@touch $@ $(SET_UP)/test $(SET_UP)/run
 
 $(SET_UP)/bench: $(SET_UP)/venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench,sql]"
 	@touch $@ $(SET_UP)/run
