@@ -39,7 +39,7 @@ def follow(folder: Path, control: Control, tell: Tell, *, seen: int = 0) -> RunS
         seen: lines of the journal that were told before.
     Raises:
         Lost: its ServerApp is gone; `resume` goes on from the last checkpoint.
-        FederationError: it ended before its last round, with the reason.
+        FederationError: it ended before its last round, with the reason, or was stopped.
     """
     waiting, asked, warned = time.monotonic(), 0.0, False
     while True:
@@ -62,15 +62,15 @@ def follow(folder: Path, control: Control, tell: Tell, *, seen: int = 0) -> RunS
 
 
 def _ended(now: RunStatus) -> RunStatus:
+    done, on = f"{now.round} of {now.rounds} rounds are done and kept", f"isthmus-server resume {now.folder.parents[1]} {now.name} goes on"
     if now.state is State.LOST:
-        raise Lost(
-            f"the ServerApp of {now.name} is gone; {now.round} of {now.rounds} rounds are done and kept",
-            do=f"isthmus-server resume HOME {now.name} goes on from there.",
-        )
+        raise Lost(f"the ServerApp of {now.name} is gone; {done}", do=f"{on} from there.")
+    if now.state is State.STOPPED:
+        raise FederationError(f"{now.name} was stopped; {done}", do=f"{on} from there.")
     if now.state is State.FAILED and now.error is not None:
         raise FederationError(
             f"{now.name} ended after {now.round} of {now.rounds} rounds: {now.error.get('what')}",
-            do=f"{now.error.get('do') or ''} isthmus-server resume HOME {now.name} goes on from the last checkpoint.".strip(),
+            do=f"{now.error.get('do') or ''} {on} from the last checkpoint.".strip(),
         )
     return now
 
@@ -87,7 +87,7 @@ def _check_pending(folder: Path, control: Control) -> None:
     if run.finished and status(folder).state is State.WAITING:
         raise FederationError(
             f"{folder.name} ended before it began: {run.details[:300] or run.status}",
-            do=f"Look at HOME/logs/executor.log, then isthmus-server resume HOME {folder.name}.",
+            do=f"Look at {folder.parents[1]}/logs/executor.log, then isthmus-server resume {folder.parents[1]} {folder.name}.",
         )
 
 

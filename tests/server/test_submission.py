@@ -81,11 +81,14 @@ def test_a_lost_run_and_a_failed_one_say_how_to_go_on(ours: Coordinated) -> None
     with Control(ours.home.settings.superlink_address, ours.home.ca) as control:
         with pytest.raises(watch.Lost, match="0 of 2 rounds") as lost:
             watch.follow(folder, control, said.append)
-        assert f"resume HOME {folder.name}" in lost.value.do
+        assert f"resume {ours.home.root} {folder.name}" in lost.value.do
         with pytest.raises(ConfigError), keeping(folder, 7):
             raise ConfigError("no good", do="Do better.")
         with pytest.raises(FederationError, match="ended after 0 of 2 rounds: no good"):
             watch.follow(folder, control, said.append)
+        RunRecord.read(folder).stopped().write(folder)
+        with pytest.raises(FederationError, match="was stopped; 0 of 2 rounds"):
+            watch.follow(folder, control, said.append, seen=99)
     assert said == ["the ServerApp has begun"] * 3
 
 
