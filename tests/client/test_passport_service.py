@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from client.erasure_notice import Notice, write_notice
 from client.key_rotation import own_keys
+from client.keys import seal
 from client.passport_certificate import identity
 from client.passport_wire import CHUNK_BYTES, MOST_BYTES, NOT_TAKEN, NOTICE, OPENING_KEY, SERVICE, describe, message
 from client.settings import ClientSettings
@@ -88,7 +89,9 @@ def test_whatever_is_wrong_the_answer_is_the_same_and_nothing_is_kept(books: Cli
     good, now = sealed(books, films), int(time.time())
     turned = bytes([good[0] ^ 1]) + good[1:]
     to_music, of_music, expired = sealed(books, music), sealed(music, films), sealed(books, films, issued=now - 90_000)
-    forged = said_by(books, good)
+    forged, another = said_by(books, good), sealed(books, films, seed=1)
+    keys = own_keys(films)
+    unpadded = seal(keys.open_sealed(good)[:-160], keys.public("films").box_key)  # a record less: no public number of them
     attempts = {
         "unknown sender": (said_by(stranger, good), good),
         "a stranger under a partner's name": (said_by(stranger, good, source="books"), good),
@@ -105,6 +108,8 @@ def test_whatever_is_wrong_the_answer_is_the_same_and_nothing_is_kept(books: Cli
         "a file for another target": (said_by(books, to_music), to_music),
         "a file of another source": (said_by(books, of_music), of_music),
         "an expired file": (said_by(books, expired), expired),
+        "another good file than the one announced": (said_by(books, good), another),
+        "a file without its padding": (said_by(books, unpadded), unpadded),
         "a file cut short": (said_by(books, good), good[:-1]),
         "a file that goes on": (said_by(books, good), good + b"\0"),
         "a file cut short before": (said_by(books, good[:-1]), good[:-1]),
@@ -118,6 +123,11 @@ def test_whatever_is_wrong_the_answer_is_the_same_and_nothing_is_kept(books: Cli
         assert call(line, said_by(books, good), parts(good)) == ("OK", "")  # and the server is none the worse
 
     assert len(told.lines) == len(attempts) + 1
+    reasons = dict(zip(attempts, told.lines, strict=False))
+    assert reasons["unknown sender"] == reasons["a stranger under a partner's name"] == reasons["a partner under another partner's name"]
+    assert "came cut short or changed" in reasons["another good file than the one announced"]
+    assert "something else than it said" in reasons["a file that goes on"]
+    assert "cut short or too long" in reasons["a file without its padding"]
     assert not any("link" in line or "unexpected" in line for line in told.lines)
 
 
