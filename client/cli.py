@@ -36,17 +36,17 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-app.command(epilog=INIT_EPILOG, hidden=True)(init)
-app.command(epilog=INIT_EPILOG, hidden=True)(join)
-app.command(epilog=CHECK_EPILOG, hidden=True)(check)
-app.command(epilog=UP_EPILOG, hidden=True)(up)
-app.command(epilog=STATUS_EPILOG, hidden=True)(status)
+app.command(epilog=INIT_EPILOG)(init)
+app.command(epilog=INIT_EPILOG)(join)
+app.command(epilog=CHECK_EPILOG)(check)
+app.command(epilog=UP_EPILOG)(up)
+app.command(epilog=STATUS_EPILOG)(status)
 app.add_typer(passport, name="passport")
 app.add_typer(ledger, name="ledger")
 app.add_typer(release, name="release")
 app.command(epilog=CANARY_EPILOG)(canary)
-app.command(epilog=ALLOW_EPILOG, hidden=True)(allow)
-app.command(epilog=ALLOW_EPILOG, hidden=True)(allowed)
+app.command(epilog=ALLOW_EPILOG)(allow)
+app.command(epilog=ALLOW_EPILOG)(allowed)
 app.command(epilog=epilog(0, 1, 2, 3, 4, 6, 7, 8, 9, 12, 17, 130))(forget)
 
 

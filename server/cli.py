@@ -35,17 +35,17 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-app.command(epilog=HOME_EPILOG, hidden=True)(init)
-app.command(epilog=HOME_EPILOG, hidden=True)(renew)
-app.command(epilog=ENROLL_EPILOG, hidden=True)(enroll)
-app.add_typer(partners, name="partners", hidden=True)
-app.command(epilog=UP_EPILOG, hidden=True)(up)
-app.command(epilog=BUNDLE_EPILOG, hidden=True)(bundle)
-app.command(epilog=RUN_EPILOG, hidden=True)(run)
-app.command(epilog=STATUS_EPILOG, hidden=True)(status)
-app.command(epilog=RUN_EPILOG, hidden=True)(resume)
-app.command(epilog=STATUS_EPILOG, hidden=True)(stop)
-app.command(epilog=REPORT_EPILOG, hidden=True)(report)
+app.command(epilog=HOME_EPILOG)(init)
+app.command(epilog=HOME_EPILOG)(renew)
+app.command(epilog=ENROLL_EPILOG)(enroll)
+app.add_typer(partners, name="partners")
+app.command(epilog=UP_EPILOG)(up)
+app.command(epilog=BUNDLE_EPILOG)(bundle)
+app.command(epilog=RUN_EPILOG)(run)
+app.command(epilog=STATUS_EPILOG)(status)
+app.command(epilog=RUN_EPILOG)(resume)
+app.command(epilog=STATUS_EPILOG)(stop)
+app.command(epilog=REPORT_EPILOG)(report)
 
 
 @app.callback()
