@@ -211,9 +211,13 @@ def _names(paths: list[Path]) -> str:
 
 def _keys(settings: ClientSettings) -> Iterator[Line]:
     from .enrolling import public_node_key
+    from .key_rotation import NEXT
     from .keys import KEY_FILE, Keys
 
     path = settings.at_home("keys") / KEY_FILE
+    if path.with_name(NEXT).exists():
+        yield Line.red("keys", "a change of the keys was cut off", "Finish it: isthmus-client passport keys PARTNER_TOML")
+        return
     if not path.exists():
         yield Line.red("keys", "this domain has no keys yet", "Make them: isthmus-client init FOLDER --domain NAME")
         return

@@ -149,6 +149,15 @@ def test_keys_that_are_damaged_or_gone_are_red(toml: Path, name: str, content: b
     assert "keys" in red(toml)
 
 
+def test_a_change_of_keys_that_was_cut_off_is_red_and_the_command_for_it_helps(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = toml.parent / "home/keys"
+    shutil.copy(folder / "partner.keys", folder / "partner.keys.next")
+    assert red(toml)["keys"].what == "a change of the keys was cut off"
+
+    assert call("passport", "keys", str(toml), "--out", str(toml.parent / "books.keys.json"), capsys=capsys)[0] == 0
+    assert "keys" not in red(toml)
+
+
 def used_up(settings: ClientSettings) -> None:
     """A ledger that begins with almost all of its ceiling booked."""
     gone(settings)

@@ -175,3 +175,27 @@ def test_a_second_up_refuses_and_a_server_without_a_proxy_is_a_red_line(partner:
     }
     assert lines["node interface"].what.startswith("answers")
     assert "status 4" in lines["node interface"].what
+
+
+def test_an_app_that_hangs_is_ended_and_its_node_answers_the_next_message(partner: Partner, tmp_path: Path) -> None:
+    toml = partner.toml
+    toml.write_text(toml.read_text().replace("deadline_s = 0.0", "deadline_s = 2.0"))
+    hangs, well = write_app(tmp_path / "hangs", "hangs"), write_app(tmp_path / "well", "well")
+    code = (hangs / "client/app.py").read_text()
+    forever = "    sum(range(10**15))  # keeps the interpreter for itself, and hears no signal\n    said ="
+    (hangs / "client/app.py").write_text(code.replace("    said =", forever))
+    for app in (hangs, well):
+        AllowList(partner.settings.at_home(FILE)).decide(bundle.build(app).digest, allowed=True, by="a test")
+    partner.up()
+    partner.wait_connected(1)
+
+    begun = time.monotonic()
+    (nothing,) = partner.link.submit(hangs)
+    print(f"answered {nothing} after {time.monotonic() - begun:.0f} s")
+    (answer,) = partner.link.submit(well)
+
+    assert nothing["code"]
+    assert "Timeout (" in partner.log()  # its process was ended, not its app
+    assert "sum" not in json.dumps(nothing)
+    assert answer["bundle"] == bundle.build(well).digest
+    assert partner.node()["starts"] == 1  # the node itself went on
