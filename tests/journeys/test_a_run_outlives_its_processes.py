@@ -30,6 +30,17 @@ def rounds(folder: Path) -> int:
     return path.read_text().count("\n") if path.is_file() else 0
 
 
+def every_debit_stands_once(ours: Coordinated) -> None:
+    """One plan, a commit for each round, intents beyond them from the reserve, and a chain that holds."""
+    for settings in ours.partners.values():
+        kinds = [event.kind for event in read_events(settings.ledger_path)]
+        assert kinds.count("schedule") == 1
+        assert kinds.count("commit") == 3
+        assert 3 <= kinds.count("intent") <= 6
+        found = verify(settings.ledger_path, key=own_keys(settings).verify_key, receipts=ours.home.receipts)
+        assert found.status is Status.INTACT, found.findings
+
+
 def test_a_run_goes_on_after_its_serverapp_and_its_executor_were_killed(tmp_path: Path, repository: Path) -> None:
     with federation(tmp_path, repository) as ours:
         home, port = ours.home.root, str(ours.home.settings.superlink_port)
@@ -75,13 +86,7 @@ def test_a_run_goes_on_after_its_serverapp_and_its_executor_were_killed(tmp_path
 
         assert (folder / "transfer_layer" / "round-0001.safetensors").read_bytes() == first  # a committed round is not computed again
         assert Checkpoints(folder / "transfer_layer").rounds() == [0, 1, 2, 3]
-        for settings in ours.partners.values():
-            kinds = [event.kind for event in read_events(settings.ledger_path)]
-            assert kinds.count("schedule") == 1
-            assert kinds.count("commit") == 3
-            assert 3 <= kinds.count("intent") <= 6
-            found = verify(settings.ledger_path, key=own_keys(settings).verify_key, receipts=ours.home.receipts)
-            assert found.status is Status.INTACT, found.findings
+        every_debit_stands_once(ours)
         assert "has ended well" in ours.command("resume", home, "last", code=2).stderr
 
         ours.command("report", home, "last")
