@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help simulate test check check-all bench clean
+.PHONY: help simulate deployment-demo test check check-all bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,10 +16,13 @@ TEST := env OMP_NUM_THREADS=1 FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK
 RUN := env FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 
 help: ## show the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-16s %s\n' "$$name" "$$text"; done
 
 simulate: $(SET_UP)/run ## install what is needed and run the demo federation
 	$(RUN) $(BIN)/isthmus-simulate run demo
+
+deployment-demo: $(SET_UP)/demo ## a coordinator and three partners on this machine, from an empty folder to audited ledgers
+	$(RUN) $(BIN)/python -m simulations.deployment_demo
 
 test: $(SET_UP)/test ## fast tests and journeys (at most 12 minutes)
 	$(TEST) -m "not slow"
@@ -57,6 +60,10 @@ $(SET_UP)/venv: $(MANIFESTS)
 $(SET_UP)/run: $(SET_UP)/venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	@touch $@
+
+$(SET_UP)/demo: $(SET_UP)/venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[sql]"
+	@touch $@ $(SET_UP)/run
 
 $(SET_UP)/test: $(SET_UP)/venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[ray,sql,test]"
