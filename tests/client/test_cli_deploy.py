@@ -228,7 +228,7 @@ def test_a_server_that_is_not_there_is_tried_again_until_somebody_stops_it(
 
 
 def test_the_last_words_of_flower_are_told_by_code_and_reason() -> None:
-    log = "\x1b[92mINFO\x1b[0m :      Starting\n\x1b[91mERROR\x1b[0m :     Exit Code: 305\nNo connection.\nIt could not ...\n\nsee <https://x>"
+    log = "\x1b[92mINFO\x1b[0m :      Starting\n\x1b[91mERROR\x1b[0m :     Exit Code: 305\nNo connection.\nIt could not ...\n\nsee <https://flower.example>"
 
     assert why_it_ended(log).startswith("Flower ended with code 305: No connection. (either the coordinator does not know")
     assert why_it_ended("ConfigError: Flower 9 is installed\n  Install it anew") == "Install it anew"
