@@ -278,7 +278,14 @@ class _Reading:
                 f"events 1 to {before:,} are from before ledgers were signed; the signature of event {before + 1:,} covers them as they are"
             )
             self.add("unsigned", before, what)
-        if receipt is not None and receipt.verify_key not in keys:
+        cited = self.book.cites
+        if cited is not None and cited.verify_key not in keys:
+            what = (
+                f"the receipt that is cited for the lost ledger is signed with {cited.verify_key}, which this ledger never had: have the "
+                "partner confirm that it was its key then"
+            )
+            self.add("key", 1, what)
+        if receipt is not None and receipt.verify_key not in keys and receipt != cited:
             if receipt.verify_key != key:
                 what = f"the receipt of domain '{self.book.domain}' is signed with a key that this ledger never had"
                 if keys and key is not None and key not in keys:

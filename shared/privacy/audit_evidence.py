@@ -89,7 +89,7 @@ class Receipts:
         """Number of the event that the receipt names; None where the ledger does not hold it."""
         if self._found is not None and self._found.event.hash == receipt.head_hash:
             return self._found.event.seq
-        return 1 if book.cites == receipt.to_json() else None
+        return 1 if book.cites == receipt else None
 
     def compare(self, receipt: SignedReceipt, book: Book, spent_at_end: float) -> Iterator[Finding]:
         """What the receipt and a ledger of the same key do not say alike."""

@@ -95,7 +95,8 @@ class Ledger(LedgerReading):
             last_receipt: the coordinator's last receipt, as canonical JSON; None where no round was ever answered.
 
         Raises:
-            LedgerError: when a ledger still stands at this place, or a value has no meaning.
+            LedgerError: when a ledger still stands at this place, or a value has no meaning; or the receipt is none, of another domain, was
+                changed, or proves more epsilon than is booked.
         """
         begin_after_loss(
             path,

@@ -45,7 +45,11 @@ def begin_after_loss(
     said = _genesis(signer, domain, budget, set_by, True)
     booked = {"booked_epsilon": float(booked_epsilon).hex(), "booked_delta": float(booked_delta).hex(), "last_receipt": last_receipt}
     genesis = next_event("genesis", {**said, **booked}, 0, NO_HASH, signer)
-    Book().apply(genesis)  # a receipt that is none is refused before the file exists
+    try:
+        Book().apply(genesis)  # a receipt that proves something else is refused before the file exists
+    except LedgerBroken as error:
+        do = "Give the coordinator's last receipt of this domain as it is, and book the whole ceiling of the lost ledger."
+        raise LedgerError(error.what.removeprefix("event 1 of the ledger: "), do=do) from None
     LedgerFile.create(Path(path), genesis, after_loss=True)
 
 

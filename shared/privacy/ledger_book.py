@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ..errors import LedgerBroken, LedgerError
+from ..errors import AuditError, LedgerBroken, LedgerError
 from .budget import Budget, Life
 from .ledger_schema import FORMAT, UNSIGNED_FORMAT, Event, mechanism_of
 from .mechanism import Mechanism
+from .receipts import SignedReceipt
 from .signing import holds, key_message
+
+_ROUNDING = 1e-9
+"""Of epsilon: a later version of an accountant may give another last digit."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,7 +63,7 @@ class Book:
         signed_from: number of the first signed event; None where nothing is signed.
         raised: whether more is permitted than the first genesis did: by a ceiling event, or because an old ceiling was booked.
         releases: release id -> its event.
-        cites: the coordinator's last receipt of a lost ledger, as genesis cites it.
+        cites: the coordinator's last receipt of a lost ledger, as genesis cites it: it holds, and is of this domain.
     """
 
     def __init__(self) -> None:
@@ -70,7 +73,7 @@ class Book:
         self.signed_from: int | None = None
         self.raised = False
         self.booked_delta = 0.0
-        self.cites: str | None = None
+        self.cites: SignedReceipt | None = None
         self.releases: dict[str, Event] = {}
         self.domain = ""
         self.private = True
@@ -157,16 +160,26 @@ class Book:
         delta = 0.0 if said["booked_delta"] is None else float.fromhex(said["booked_delta"])
         if not 0.0 < booked < ceiling or not delta > 0.0 or not delta + float.fromhex(said["delta"]) < 1.0:
             raise _broken(event, "what it books for a lost ledger has no meaning")
-        self.raised, self.booked_delta, self.cites = True, delta, said["last_receipt"]
-        if self.cites is not None:
-            try:
-                count = json.loads(self.cites)["count_of_intents"]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                count = -1
-            if type(count) is not int or not 0 <= count < 2**53:
-                raise _broken(event, "the receipt that it cites is none")
-            self.intents = count
+        self.raised, self.booked_delta = True, delta
+        if said["last_receipt"] is not None:
+            self.cites = self._cited(event, said["last_receipt"], booked)
+            self.intents = self.cites.count_of_intents
         return booked
+
+    def _cited(self, event: Event, text: str, booked: float) -> SignedReceipt:
+        """The last receipt of the lost ledger. It may be of another key, which was lost too or replaced: whose it is, audits remark."""
+        try:
+            receipt = SignedReceipt.from_json(text)
+        except AuditError:
+            raise _broken(event, "the receipt that it cites is none") from None
+        if not receipt.holds():
+            raise _broken(event, "the receipt that it cites is not signed by the key it names")
+        if receipt.domain != self.domain:
+            raise _broken(event, "the receipt that it cites is of another domain")
+        if receipt.epsilon_spent > booked * (1.0 + _ROUNDING):
+            proved = f"{receipt.epsilon_spent:.4g}"
+            raise _broken(event, f"it books epsilon {booked:.4g} for a lost ledger that spent {proved} by the receipt that it cites")
+        return receipt
 
     def _name_key(self, verify_key: str | None) -> None:
         self.verify_key = verify_key

@@ -356,7 +356,7 @@ def test_a_restart_killed_at_some_lines_goes_on_where_it_stopped(tmp_path: Path,
 
 
 @pytest.mark.journey
-@pytest.mark.parametrize(("rooms", "stride"), [((f"{home.CLIENT}/ledger_restart.py",), 1), ((home.PRIVACY,), 47)])
+@pytest.mark.parametrize(("rooms", "stride"), [((f"{home.CLIENT}/ledger_restart.py",), 1), ((home.PRIVACY,), 31)])
 def test_a_restart_killed_at_any_line_goes_on_where_it_stopped(
     tmp_path: Path, broken: tuple[Path, SignedReceipt], rooms: tuple[str, ...], stride: int
 ) -> None:

@@ -13,6 +13,7 @@ from shared.errors import LedgerBroken
 from shared.privacy.ledger_book import Book
 from shared.privacy.ledger_file import LedgerFile
 from shared.privacy.ledger_schema import Event
+from shared.privacy.receipts import SignedReceipt
 from shared.privacy.signing import SigningPair, event_message, holds
 
 KEYS = SigningPair(b"bookshop" * 4)
@@ -57,6 +58,12 @@ def write_anew(path: Path, edit: Callable[[int, dict[str, Any]], dict[str, Any]]
         rows.append(event_row(seq, kind, edit(seq, json.loads(text)), previous, signer, now))
         previous = rows[-1][5]
     by_force(path, "DELETE FROM events", *(("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", row) for row in rows))
+
+
+def receipt_of_a_lost_ledger(intents: int, *, epsilon: float = 2.0, domain: str = "books") -> str:
+    """What the coordinator holds of a ledger that is gone, as text."""
+    said = {"domain": domain, "count_of_intents": intents, "head_hash": "a" * 64, "payload_sha256": "d" * 64, "mechanism": "{}"}
+    return SignedReceipt.signed(KEYS, **said, epsilon_spent=epsilon).to_json()
 
 
 def audited(path: Path, *, beside_its_writer: bool = False) -> tuple[Book, list[Event]]:

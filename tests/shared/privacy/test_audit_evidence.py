@@ -187,6 +187,25 @@ def test_the_receipt_of_a_lost_ledger_is_the_one_that_its_successor_cites(commit
     found = audit(path, receipts=keep(tmp_path, receipt))
     assert found.status is Status.RAISED
     assert found.complete_to == 1
+    assert of_code(found, "key") == []
+
+
+def test_after_a_rotation_and_a_loss_the_receipt_of_the_old_key_is_taken_with_a_remark(committed: Path, tmp_path: Path) -> None:
+    """The new ledger never had the old key; that its genesis cites this very receipt is what ties the two together."""
+    receipt = receipt_of(committed, 6)
+    (tmp_path / "new").mkdir()
+    path = tmp_path / "new" / "ledger.sqlite"
+    terms = {"ceiling_epsilon": 20.0, "delta": 1e-5, "set_by": "the bookshop", "booked_epsilon": 8.0, "booked_delta": 1e-5}
+    Ledger.restart(path, signer=NEW_KEYS, domain="books", last_receipt=receipt.to_json(), **terms).close()
+    for more in ({}, {"receipts": keep(tmp_path, receipt)}):
+        found = audit(path, key=NEW_KEYS.verify_key, **more)
+        assert (found.status, found.complete_to) == (Status.RAISED, 1 if more else None)
+        [remark] = of_code(found, "key")
+        assert KEYS.verify_key in remark.what
+    with pytest.raises(ForeignReceipts):  # of the old key too, and not the one that is cited
+        audit(path, key=NEW_KEYS.verify_key, receipts=keep(tmp_path, receipt_of(committed, 4)))
+    with pytest.raises(WrongKey):  # whoever begins anew with a key of their own is not the owner of the old one
+        audit(path, receipts=keep(tmp_path, receipt))
 
 
 # --- the manifest ------------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from shared.privacy.ledger import Ledger
 from shared.privacy.ledger_file import LedgerFile
 from shared.privacy.ledger_handover import hand_over, head_of
 from shared.privacy.mechanism import Mechanism
-from tests.shared.privacy.bookshop import KEYS, NEW_KEYS, audited
+from tests.shared.privacy.bookshop import KEYS, NEW_KEYS, audited, receipt_of_a_lost_ledger
 from tests.shared.privacy.killing import NEVER, Step, in_child, killed_everywhere
 
 Act = Callable[[Path], Step]
@@ -38,7 +38,7 @@ def raise_ceiling(ledger: Ledger) -> None:
 def restart(place: Path) -> Ledger:
     return Ledger.restart(
         place / NAME, signer=KEYS, domain="books", ceiling_epsilon=12.0, delta=1e-5, set_by="the bookshop",
-        booked_epsilon=8.0, booked_delta=1e-5, last_receipt='{"count_of_intents":2}',
+        booked_epsilon=8.0, booked_delta=1e-5, last_receipt=receipt_of_a_lost_ledger(2),
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from shared.privacy.findings import Status
 from shared.privacy.ledger import Ledger
 from shared.privacy.mechanism import Mechanism
 from shared.privacy.signing import SigningPair
-from tests.shared.privacy.bookshop import KEYS, audited
+from tests.shared.privacy.bookshop import KEYS, audited, receipt_of_a_lost_ledger
 
 DELTA, CEILING = 1e-5, 5.0
 RUNS = ("autumn", "winter", "spring")
@@ -222,9 +222,9 @@ class LifeOfALedger(RuleBasedStateMachine):
     @precondition(lambda self: self.booked == 0.0)
     @rule(more=st.sampled_from([0.0, 3.0]), receipt=st.booleans())
     def the_ledger_is_lost(self, more: float, receipt: bool) -> None:
+        last = receipt_of_a_lost_ledger(self.ledger.count_of_intents, epsilon=self.ledger.epsilon_spent()) if receipt else None
         count, lost = self.ledger.count_of_intents, {"booked_epsilon": self.ceiling, "booked_delta": self.ledger.claimed_delta}
         self.ledger.close()
-        last = f'{{"count_of_intents":{count}}}' if receipt else None
         new = {"signer": KEYS, "domain": "books", "delta": DELTA, "set_by": "the bookshop", "last_receipt": last}
         if more == 0.0:
             with contextlib.suppress(LedgerError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
 import shutil
 from collections.abc import Callable
@@ -14,15 +14,19 @@ import pytest
 from shared.errors import BudgetExhausted, LedgerBroken, LedgerError, RolledBack, StorageError
 from shared.privacy import ledger_file
 from shared.privacy.accountant import epsilon_at_order, epsilon_pld, filter_order
+from shared.privacy.audit import verify
+from shared.privacy.findings import Status
 from shared.privacy.ledger import Ledger
 from shared.privacy.mechanism import Mechanism
-from tests.shared.privacy.bookshop import KEYS, NEW_KEYS, audited, by_force, write_anew
+from shared.privacy.receipts import SignedReceipt
+from tests.shared.privacy.bookshop import KEYS, NEW_KEYS, STRANGER, audited, by_force, receipt_of_a_lost_ledger, write_anew
 
 Make = Callable[..., Ledger]
 Act = Callable[..., None]
 Gaussian = Callable[..., Mechanism]
 
-RECEIPT = json.dumps({"count_of_intents": 12, "domain": "books", "head_hash": "a" * 64}, sort_keys=True, separators=(",", ":"))
+RECEIPT = receipt_of_a_lost_ledger(12)
+PROVED = SignedReceipt.from_json(RECEIPT)
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ def test_the_whole_old_ceiling_counts_as_spent(begin_again: Make, path: Path) ->
         assert ledger.count_of_intents == 12
         assert not ledger.adaptive
     book, (genesis,) = audited(path)
-    assert (book.raised, book.cites, book.booked_delta) == (True, RECEIPT, 1e-5)
+    assert (book.raised, book.cites, book.booked_delta) == (True, PROVED, 1e-5)
     assert float.fromhex(genesis.payload["booked_epsilon"]) == 8.0
 
 
@@ -156,6 +160,37 @@ def test_a_receipt_that_is_none_is_refused_and_leaves_no_file(begin_again: Make,
         begin_again(last_receipt=wrong)
     assert not path.exists()
     begin_again().close()  # and the same place still takes a right one
+
+
+NOT_PROVED = {
+    "more than is booked": receipt_of_a_lost_ledger(12, epsilon=8.01),
+    "without bound": receipt_of_a_lost_ledger(12, epsilon=math.inf),
+    "another domain": receipt_of_a_lost_ledger(12, domain="films"),
+    "a broken signature": dataclasses.replace(PROVED, count_of_intents=11).to_json(),
+    "another's signature": dataclasses.replace(PROVED, verify_key=STRANGER.verify_key).to_json(),
+    "another spelling": RECEIPT.replace(",", ", "),
+}
+
+
+@pytest.mark.parametrize("cited", NOT_PROVED.values(), ids=NOT_PROVED)
+def test_a_receipt_that_does_not_prove_what_is_booked_is_refused(begin_again: Make, path: Path, cited: str) -> None:
+    """Before the file exists; and by a reader of a ledger that was written all the same."""
+    with pytest.raises(LedgerError) as refused:
+        begin_again(last_receipt=cited)
+    assert refused.value.what.startswith(("the receipt that it cites is", "it books epsilon 8 for a lost ledger that spent"))
+    assert not path.exists()
+    begin_again().close()
+    write_anew(path, lambda seq, said: {**said, "last_receipt": cited}, KEYS)
+    path.with_name(path.name + ".lock").unlink()
+    with pytest.raises(LedgerBroken, match="event 1"):
+        Ledger.open(path, signer=KEYS)
+    found = verify(path, key=KEYS.verify_key)
+    assert (found.status, found.first_bad, found.epsilon_spent) == (Status.BROKEN, 1, 0.0)
+
+
+def test_a_receipt_of_all_that_is_booked_and_of_another_key_is_taken(begin_again: Make) -> None:
+    with begin_again(signer=NEW_KEYS, last_receipt=receipt_of_a_lost_ledger(12, epsilon=8.0)) as ledger:
+        assert (ledger.verify_key, ledger.count_of_intents, ledger.epsilon_spent()) == (NEW_KEYS.verify_key, 12, 8.0)
 
 
 @pytest.mark.parametrize(
