@@ -21,7 +21,7 @@ import numpy as np
 from shared.config import RunConfig
 from shared.errors import BudgetExhausted, DataError, RolledBack, StateError, UsageError
 from shared.privacy.accountant import epsilon_pld
-from shared.privacy.budget import decide_release
+from shared.privacy.budget import decide_release, why_nothing_follows
 from shared.privacy.ledger import Ledger
 from shared.privacy.ledger_book import Book
 from shared.privacy.ledger_schema import Event, canonical
@@ -107,6 +107,7 @@ class Price:
         alone: epsilon of this release by itself, by PLD.
         before, after: epsilon of everything spent or reserved, by who decides in this ledger, without it and with it.
         fits: whether it would be admitted.
+        why: what else than its price stands against it; empty where nothing does.
         made: whether a release of this id was made already, so that asking costs nothing.
     """
 
@@ -119,6 +120,7 @@ class Price:
     standard_deviation: float
     fits: bool
     made: bool
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +203,7 @@ def price(settings: ClientSettings, ask: Ask) -> Price:
         standard_deviation=planned.mechanism.noise_scale,
         fits=fits,
         made=made,
+        why="" if fits else why_nothing_follows(book.budget, book.life),
     )
 
 

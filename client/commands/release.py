@@ -134,7 +134,7 @@ def _answer(partner_toml: Path, ask: Ask, out: Path | None, dry_run: bool, as_js
 def _price(found: Price) -> str:
     if found.made:
         return f"'{found.release_id}' was made already: asking for it again costs nothing"
-    verdict = "it fits" if found.fits else "it does not fit below the ceiling"
+    verdict = "it fits" if found.fits else found.why or "it does not fit below the ceiling"
     return (
         f"epsilon of this release alone {found.alone:.4f} (delta {found.delta:g}); standard deviation of the noise "
         f"{found.standard_deviation:.4g}\nledger, reservations included: {found.before:.4f} before, {found.after:.4f} after, "

@@ -33,6 +33,11 @@ RDP_FILTER = "rdp-filter"
 NOTHING = "none"
 """Who decided: `NOTHING` only where the genesis says NOT PRIVATE and a step adds no noise."""
 
+SPENT = "spent"
+CEILING = "ceiling"
+"""Which number is the claim. Where PLD decides, what is spent. Where the filter does, the ceiling: the theorem vouches for the bound that
+was fixed in advance; a claim about what adaptive steps have spent so far would need an odometer, which costs more."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
@@ -127,6 +132,8 @@ def decide(budget: Budget, life: Life, mechanism: Mechanism, intents: int, *, wh
     taken = epsilon_of(before, budget, adaptive=adaptive, order=order)
     remaining = max(0.0, budget.ceiling_epsilon - taken) if filter_covers_first_plan(budget, life) else 0.0
     if not after <= budget.ceiling_epsilon or remaining == 0.0:
+        if why := why_nothing_follows(budget, life):
+            what += f"\n  {why}"
         more = max(0.0, after - taken)
         raise BudgetExhausted(what, requested=more, remaining=remaining, ceiling=budget.ceiling_epsilon, delta=budget.delta)
     return Decision(permitted_intents=intents, decided_by=RDP_FILTER if adaptive else PLD, order=order, epsilon_reserved=after)
@@ -143,6 +150,22 @@ def decide_release(budget: Budget, life: Life, mechanism: Mechanism, *, what: st
 
 def filter_covers_first_plan(budget: Budget, life: Life) -> bool:
     """Condition 2 above; without it nothing may follow the first schedule."""
+    return _first_plan_by_filter(budget, life) <= budget.ceiling_epsilon
+
+
+def why_nothing_follows(budget: Budget, life: Life) -> str:
+    """Why no second run and no release can be admitted, however little was spent; empty where that is not so."""
+    if filter_covers_first_plan(budget, life):
+        return ""
+    counted = _first_plan_by_filter(budget, life)
+    return (
+        f"from a second run or a release on the Renyi filter decides, which counts the first plan at {counted:.2f} by itself, above the "
+        f"ceiling of {budget.ceiling_epsilon:.2f}: nothing can follow it, however little was spent"
+    )
+
+
+def _first_plan_by_filter(budget: Budget, life: Life) -> float:
+    """Epsilon of the first plan as the filter counts it, and of what was booked."""
     if life.first_plan is None or life.order is None:
-        return True
-    return budget.booked + epsilon_at_order([life.first_plan], budget.delta, life.order) <= budget.ceiling_epsilon
+        return budget.booked
+    return budget.booked + epsilon_at_order([life.first_plan], budget.delta, life.order)

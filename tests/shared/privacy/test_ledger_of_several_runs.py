@@ -120,6 +120,7 @@ def test_a_first_run_that_the_filter_does_not_cover_leaves_no_room_however_early
         with pytest.raises(BudgetExhausted) as refusal:
             admit(ledger, run_id="winter", rounds=1, reserve=0)
         assert refusal.value.remaining == 0.0
+        assert "filter decides, which counts the first plan at 5.37 by itself, above the ceiling of 4.77" in refusal.value.what
         ledger.raise_ceiling(6.0, raised_by="the bookshop", why="a second run")
         admit(ledger, run_id="winter", rounds=1, reserve=0)
 

@@ -155,6 +155,7 @@ def test_a_first_plan_that_the_filter_does_not_cover_leaves_no_room_for_a_releas
         with pytest.raises(BudgetExhausted) as refusal:
             release(ledger, mechanism=counting(1000.0))
         assert refusal.value.remaining == 0.0
+        assert "filter decides, which counts the first plan at 5.37 by itself" in refusal.value.what
 
 
 def test_the_order_that_a_first_release_fixes_holds_for_life(new_ledger: Make, admit: Act, path: Path) -> None:
