@@ -34,15 +34,16 @@ FILTER_ORDERS = (*(float(order) for order in range(2, 65)), 96.0, 128.0, 256.0, 
 
 CHECK_ORDERS = tuple(sorted({*FILTER_ORDERS, *(quarter / 4 for quarter in range(6, 40))}))
 
-PRV_TOLERANCE = 0.02
-PRV_RELATIVE_TOLERANCE = 0.01
+PRV_TOLERANCE, PRV_RELATIVE_TOLERANCE = 0.02, 0.01
 
-_NOISE_UNIT = 1e-4
-_LEAST_NOISE, _MOST_NOISE = 0.05, 1e4
+_NOISE_UNIT, _LEAST_NOISE, _MOST_NOISE = 1e-4, 0.05, 1e4
 _NOISE_OF_NO_USE, _NOISE_THAT_COUNTS = 1e-6, 1e6
 _MOST_CELLS = 1_000_000
 MOST_STEPS = 10_000_000
 _BEYOND_MEANING = 1000.0
+
+_FINER_INTERVALS = (1e-5, 1e-6)
+_MOST_FINE_CELLS = 8_000_000  # of all steps that differ, together: some seconds and 300 MB
 
 Group = tuple[float, float, int]
 """(sampling rate, noise multiplier, steps)."""
@@ -55,6 +56,7 @@ class Epsilons:
     Attributes:
         prv: None when the accountant did not answer within its time.
         second: upper bound of the second PLD, asked only where PRV did not answer; None where it was not asked or had no answer either.
+        interval: width of the grid on which ``pld`` was found.
         agree: False means NOT VERIFIED: show no number as the epsilon.
         why: the reason, empty when they agree.
     """
@@ -65,6 +67,7 @@ class Epsilons:
     agree: bool
     why: str
     second: float | None = None
+    interval: float = REPORT_INTERVAL
 
 
 def grouped(events: Iterable[Mechanism]) -> tuple[Group, ...] | None:
@@ -102,6 +105,25 @@ def epsilon_pld(events: Sequence[Mechanism], delta: float, *, interval: float = 
     _check_delta(delta)
     groups = grouped(events)
     return math.inf if groups is None else _pld(groups, delta, interval)
+
+
+def epsilon_pld_for_report(events: Sequence[Mechanism], delta: float, *, interval: float = REPORT_INTERVAL) -> tuple[float, float]:
+    """Epsilon by PLD and the width of the grid that it was found on: ``interval``, or a finer one where that lies above RDP.
+
+    Rounding up to a grid of width h adds about h sqrt(T) over T steps: for many faint ones more than they cost. RDP knows no grid, so a
+    PLD above it says that the grid is too wide. Every answer is an upper bound.
+    """
+    pld, rdp = epsilon_pld(events, delta, interval=interval), epsilon_rdp(events, delta)
+    for finer in finer_intervals(events, interval):
+        if rdp + interval < pld < math.inf:
+            pld, interval = min(pld, epsilon_pld(events, delta, interval=finer)), finer
+    return pld, interval
+
+
+def finer_intervals(events: Sequence[Mechanism], interval: float) -> tuple[float, ...]:
+    """Grids below ``interval`` for which some seconds and 300 MB are enough."""
+    reach = sum(1.0 / sigma**2 + 20.0 / sigma for _, sigma, _ in grouped(events) or ())
+    return tuple(finer for finer in _FINER_INTERVALS if finer < interval and reach / finer <= _MOST_FINE_CELLS)
 
 
 def epsilon_replace_one(events: Sequence[Mechanism], delta: float, *, interval: float = REPORT_INTERVAL) -> float:
@@ -182,16 +204,16 @@ def epsilon_prv(events: Sequence[Mechanism], delta: float, *, time_limit_s: floa
 def crosscheck(events: Sequence[Mechanism], delta: float, *, interval: float = REPORT_INTERVAL, time_limit_s: float = 120.0) -> Epsilons:
     """All three, and the rule of a report: no number unless \\|PRV - PLD\\| <= 0.02 (or 1 %) and PLD <= RDP.
 
-    Where PRV gives no answer, the second PLD stands in for it under the same rule.
+    Where PRV gives no answer, the second PLD stands in for it; where the grid is too wide, PLD takes a finer one. The rule stays.
     """
-    pld = epsilon_pld(events, delta, interval=interval)
+    pld, interval = epsilon_pld_for_report(events, delta, interval=interval)
     rdp = epsilon_rdp(events, delta)
     if not math.isfinite(pld):
-        return Epsilons(pld=pld, prv=math.inf, rdp=rdp, agree=False, why="NOT PRIVATE: at least one step added no noise")
+        return Epsilons(pld=pld, prv=math.inf, rdp=rdp, agree=False, why="NOT PRIVATE: at least one step added no noise", interval=interval)
     prv = epsilon_prv(events, delta, time_limit_s=time_limit_s)
     second = second_opinion(events, delta) if prv is None else None
     why = disagreement(pld, second if prv is None else prv, rdp, time_limit_s=time_limit_s, interval=interval)
-    return Epsilons(pld=pld, prv=prv, rdp=rdp, agree=not why, why=why, second=second)
+    return Epsilons(pld=pld, prv=prv, rdp=rdp, agree=not why, why=why, second=second, interval=interval)
 
 
 def second_opinion(events: Sequence[Mechanism], delta: float, *, replace: bool = False) -> float | None:

@@ -156,6 +156,14 @@ def test_the_three_accountants_agree_on_other_histories(events: list[Mechanism])
     assert answer.agree, answer.why
 
 
+def test_where_the_grid_hides_the_steps_a_finer_one_is_taken_and_the_rule_stays() -> None:
+    """Above RDP on 1e-4 only by rounding. Nothing finer is taken where PLD is below RDP already."""
+    faint = crosscheck([steps(500_000, q=1e-4, sigma=5.0)], DELTA, time_limit_s=0.0)
+    assert faint.agree, faint.why
+    assert (faint.interval, faint.pld <= faint.rdp + faint.interval) == (1e-5, True)
+    assert crosscheck([steps(200)], DELTA, time_limit_s=0.0).interval == 1e-4
+
+
 def test_an_understatement_like_that_of_the_gaussian_approximation_is_refused() -> None:
     pld, prv, rdp = 4.766, 4.776, 5.368
     assert disagreement(pld, prv, rdp, time_limit_s=60) == ""
