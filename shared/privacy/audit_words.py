@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+from .budget import CEILING
 from .findings import Status, Verification
 from .recompute import LedgerEpsilons, PersonRow, Recomputation
 
@@ -22,6 +23,7 @@ _DECIDES = {
     "rdp-filter": "the Renyi filter",
     "none": "nothing: steps without noise",
 }
+_CEILING = "  epsilon claimed   {:g}, the ceiling: the filter vouches for that; what is spent is information"
 
 
 def plain(value: Any) -> Any:
@@ -38,8 +40,11 @@ def plain(value: Any) -> Any:
 
 
 def verification_document(found: Verification) -> dict[str, Any]:
-    """A verification for programs; epsilon is null where it is infinite."""
-    return {**plain(found), "exit_code": found.status.exit_code, "first_bad_event": found.first_bad}
+    """A verification for programs; epsilon is null where it is infinite. ``epsilon_claimed`` is what may be claimed, and ``claim_is`` says
+    whether that is what is "spent" or the "ceiling"; both are null where nothing may.
+    """
+    claim = {"epsilon_claimed": plain(found.epsilon_claimed), "claim_is": found.claim_is}
+    return {**plain(found), **claim, "exit_code": found.status.exit_code, "first_bad_event": found.first_bad}
 
 
 def verification_words(found: Verification) -> str:
@@ -66,6 +71,7 @@ def _facts(found: Verification) -> list[str]:
     lines = [
         f"  events            {counted}",
         f"  epsilon spent     {found.epsilon_spent:.4f} {of}",
+        *([_CEILING.format(found.ceiling_epsilon)] if found.claim_is == CEILING else []),
         f"  decided by        {_DECIDES[found.decided_by]}",
         f"  from              {found.begun_utc} to {found.ended_utc}",
         f"  head              {found.head_hash}",
@@ -79,7 +85,9 @@ def _facts(found: Verification) -> list[str]:
 
 
 def recomputation_document(found: Recomputation) -> dict[str, Any]:
-    """A recomputation for programs. ``epsilon`` is null where it is not verified; ``accountants`` holds what each of them said."""
+    """A recomputation for programs. ``epsilon`` is the claim, null where there is none; ``epsilon_is`` says whether that is what is "spent"
+    or the "ceiling"; ``accountants`` holds what each of them said of what is spent.
+    """
     return {
         "agree": found.agree,
         "why": found.why,
@@ -94,6 +102,8 @@ def _ledger(one: LedgerEpsilons) -> dict[str, Any]:
     return {
         "domain": one.domain,
         "epsilon": plain(one.claim),
+        "epsilon_is": one.claim_is,
+        "epsilon_spent": plain(one.spent),
         "delta": one.claimed_delta,
         "ceiling_epsilon": plain(one.ceiling_epsilon),
         "decided_by": one.decided_by,
@@ -105,6 +115,7 @@ def _ledger(one: LedgerEpsilons) -> dict[str, Any]:
         "filter_order": one.filter_order,
         "booked_epsilon": one.booked,
         "replace_one": plain(one.replace_one),
+        "replace_one_why": one.replace_one_why,
         "steps": one.steps,
         "groups": [{"sampling_rate": q, "noise_multiplier": sigma, "steps": steps} for q, sigma, steps in one.groups],
     }
@@ -122,7 +133,11 @@ def recomputation_words(found: Recomputation) -> str:
 
 def _of_ledger(one: LedgerEpsilons) -> list[str]:
     three = one.epsilons
-    claim = "NOT VERIFIED" if one.claim is None else f"epsilon {one.claim:.4f} at delta {one.claimed_delta:g}"
+    claim = f"epsilon {one.claim:.4f} at delta {one.claimed_delta:g}" if one.claim is not None else "NOT VERIFIED"
+    if one.claim is None and three.agree:
+        claim = "no claim: more is spent than the ceiling that the filter keeps"
+    elif one.claim_is == CEILING:
+        claim += ", its ceiling: what may ever be known, whatever was chosen after seeing results"
     lines = [f"domain '{one.domain}': {claim}"]
     if three.agree:
         second = f"PRV {three.prv:.4f}" if three.prv is not None else f"PRV no answer, second PLD {three.second:.4f}"
@@ -130,12 +145,13 @@ def _of_ledger(one: LedgerEpsilons) -> list[str]:
     else:
         lines.append(f"  why               {three.why}")
     if one.filter_epsilon is not None and three.agree:
-        lines.append(f"  filter decides    {one.filter_epsilon:.4f} at order {one.filter_order:g}; PLD is information")
+        spent = f"spent so far {one.spent:.4f} at order {one.filter_order:g}"
+        lines.append(f"  filter decides    {spent}, which is information and no smaller claim; so is PLD")
     if one.booked:
         lines.append(
             f"  booked            {one.booked:g} for a lost ledger, at delta {one.claimed_delta - one.delta:g}, in the number above"
         )
-    swapped = "NOT VERIFIED" if one.replace_one is None else f"{one.replace_one:.4f}"
+    swapped = f"no number ({one.replace_one_why})" if one.replace_one is None else f"{one.replace_one:.4f}"
     lines.append(f"  REPLACE_ONE       {swapped}, for people whose passport sits in this domain and whose record changes")
     lines.append(f"  steps             {one.steps:,} in {len(one.groups):,} kinds")
     return lines

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from .budget import CEILING, NOTHING, PLD, SPENT
+
 
 class Status(StrEnum):
     """The one verdict on a ledger; the worst that applies, in the order `WORST_FIRST`."""
@@ -94,7 +96,8 @@ class Verification:
         delta: of every epsilon here.
         claimed_delta: ``delta`` plus the delta of a lost ledger that this one books.
         booked_epsilon: epsilon of a lost ledger that this one books as spent; None without one.
-        epsilon_spent: of all intents and releases and what is booked, recomputed by who decides in this life.
+        epsilon_spent: of all intents and releases and what is booked, recomputed by who decides in this life; where that is the filter,
+            it is information, and the claim is the ceiling.
         decided_by: pld, rdp-filter or none.
         filter_order: order of the filter, fixed by the first schedule; None before it.
         complete_to: last event that a receipt or a signed head proves to have existed when it was made; None when nothing does.
@@ -135,6 +138,20 @@ class Verification:
         """Number of the first event that does not hold; None where every event does."""
         bad = [finding.event for finding in self.findings if finding.status is Status.BROKEN and finding.event is not None]
         return min(bad) if bad else None
+
+    @property
+    def claim_is(self) -> str | None:
+        """Which number may be claimed of the whole life, "spent" or "ceiling"; None where none may."""
+        if self.status in (Status.BROKEN, Status.ROLLED_BACK, Status.NOT_VERIFIABLE) or self.decided_by == NOTHING:
+            return None
+        if self.decided_by == PLD:
+            return SPENT
+        return None if self.epsilon_spent > self.ceiling_epsilon * (1.0 + 1e-9) else CEILING
+
+    @property
+    def epsilon_claimed(self) -> float | None:
+        """That number, at ``claimed_delta``."""
+        return {SPENT: self.epsilon_spent, CEILING: self.ceiling_epsilon}.get(self.claim_is or "")
 
 
 def worst(findings: tuple[Finding, ...]) -> Status:

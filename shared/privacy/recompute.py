@@ -1,19 +1,24 @@
 r"""Epsilon from the records alone: what was spent in one domain, and what that means for a person who is in several of them.
 
 **One ledger.** PLD at `REPORT_INTERVAL`, PRV (or the second PLD, where PRV gives no answer) and RDP, under the rule of `accountant`.
-Where the parameters of a life may have depended on outputs, the Renyi filter's number is the claim and PLD is information. What a ledger
-books for a lost one is added by basic composition, epsilon to epsilon and delta to delta.
+Where the parameters of a life may have depended on outputs, a Renyi filter decides, and the claim is the ceiling that it keeps: its theorem
+vouches for the bound fixed in advance. What it counts as spent, and PLD, are information. What a ledger books for a lost one is added by
+basic composition, epsilon to epsilon and delta to delta.
 
 **A person in k domains.** Their event lists are composed, and the row is the worst set of k ledgers. Where a filter decides in one of
-them, the filters are composed: a filter that bounds the Renyi divergence at its order :math:`\alpha_i` bounds it at every lower order too,
-because the divergence grows with the order; so at :math:`\alpha = \min_i \alpha_i` the divergences add up, those of other domains taken
-at :math:`\alpha` itself. With one ledger, the rows say what k domains like it would add up to.
+them, the filters are composed, each with all that its ceiling permits: a filter that bounds the Renyi divergence at its order
+:math:`\alpha_i` bounds it at every lower order too, because the divergence grows with the order; so at :math:`\alpha = \min_i \alpha_i`
+the divergences add up, those of other domains taken at :math:`\alpha` itself. With one ledger, the rows say what k domains like it would
+add up to.
 
-**REPLACE_ONE.** For people whose passport sits in a domain: there their record changes instead of vanishing.
+**REPLACE_ONE.** For people whose passport sits in a domain: there their record changes instead of vanishing. Given only where PLD decides
+and nothing is booked. What a lost ledger cost in this sense nobody knows: that it was (e, d)-DP for add/remove gives (2e, (1 + exp(e)) d)
+and no more. And the filter bounds divergences between add/remove neighbours only.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -23,7 +28,7 @@ from pathlib import Path
 from ..errors import AuditError, MixedDeltas, UsageError
 from . import accountant
 from .accountant import REPORT_INTERVAL, Epsilons, Group
-from .budget import NOTHING, PLD, RDP_FILTER
+from .budget import CEILING, NOTHING, PLD, RDP_FILTER, SPENT
 from .ledger_book import Book
 from .ledger_file import LedgerFile
 from .mechanism import Mechanism
@@ -37,12 +42,12 @@ _MOST_PRICED = 8  # sets of one size that are priced on the fine grid
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEpsilons:
-    """What one ledger's events cost, without what it books for a lost one.
+    """What one ledger's events cost, and what may be claimed of its whole life.
 
     Attributes:
         domain: as genesis names it.
         epsilons: by three accountants, and whether they agree.
-        filter_epsilon: by the filter, where it decides; None elsewhere.
+        filter_epsilon: spent by the count of the filter, where it decides, without what is booked; None elsewhere.
         filter_order: its order.
         decided_by: pld, rdp-filter or none.
         delta: of these numbers.
@@ -50,7 +55,9 @@ class LedgerEpsilons:
         claimed_delta: delta of the statement about the whole life.
         ceiling_epsilon: as it stands at the end.
         private: what genesis says.
-        replace_one: epsilon where a record changes instead of vanishing, booked included; None unless both PLDs agree.
+        replace_one: epsilon where a record changes instead of vanishing; None where there is none.
+        replace_one_why: why there is none; empty where there is one.
+        replace_one_disputed: there could be one, and the two PLDs do not agree on it.
         steps: of all intents and releases.
         groups: (sampling rate, noise multiplier, steps) of equal ones; empty where one of them adds no noise.
     """
@@ -66,15 +73,31 @@ class LedgerEpsilons:
     ceiling_epsilon: float
     private: bool
     replace_one: float | None
+    replace_one_why: str
+    replace_one_disputed: bool
     steps: int
     groups: tuple[Group, ...]
 
     @property
-    def claim(self) -> float | None:
-        """Epsilon of the whole life at ``claimed_delta``; None where the accountants do not vouch for one another."""
+    def spent(self) -> float | None:
+        """By who decides, with what is booked; None where the accountants do not vouch for one another."""
         if not self.epsilons.agree:
             return None
         return self.booked + (self.epsilons.pld if self.filter_epsilon is None else self.filter_epsilon)
+
+    @property
+    def claim_is(self) -> str | None:
+        """`SPENT` or `CEILING`; None where nothing is claimed: no number is vouched for, or a filter's ceiling was passed."""
+        if self.spent is None:
+            return None
+        if self.filter_epsilon is None:
+            return SPENT
+        return None if _passed(self.spent, self.ceiling_epsilon) else CEILING
+
+    @property
+    def claim(self) -> float | None:
+        """Epsilon of the whole life at ``claimed_delta``; None where nothing is claimed."""
+        return {SPENT: self.spent, CEILING: self.ceiling_epsilon}.get(self.claim_is or "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +105,11 @@ class PersonRow:
     """A person in k domains.
 
     Attributes:
-        epsilon: of the worst k domains together, at ``delta``; None where it is not verified.
-        pld: by PLD and what is booked; information where a filter decides.
+        epsilon: claimed of the worst k domains together, at ``delta``; None where it is not verified.
+        pld: of what is spent, by PLD, and what is booked; information where a filter decides.
         delta: claimed, with what lost ledgers add.
         domains: the worst k; the one domain's name k times where the table is hypothetical.
-        agree: whether a second accountant confirms it.
+        agree: whether a second accountant confirms it, and no filter's ceiling was passed.
     """
 
     k: int
@@ -131,6 +154,13 @@ class _Spent:
     private: bool
     order: float | None  # of the filter, where it decides
 
+    @property
+    def passed(self) -> bool:
+        """Whether a filter decides and more is spent than it may permit: then it bounds nothing."""
+        if self.order is None:
+            return False
+        return _passed(self.booked + accountant.epsilon_at_order(self.events, self.delta, self.order), self.ceiling_epsilon)
+
 
 def recompute(paths: Sequence[Path], *, copies: int = 5, time_limit_s: float = 120.0) -> Recomputation:
     """Epsilon of each ledger, and of persons in several of them. The ledgers stay as they are, byte for byte; their signatures are not
@@ -156,7 +186,7 @@ def recompute(paths: Sequence[Path], *, copies: int = 5, time_limit_s: float = 1
     persons = tuple(_worst(everybody, k, ledgers, hypothetical=len(spent) == 1) for k in range(1, len(everybody) + 1))
     why = [f"{one.domain}: {one.epsilons.why}" for one in ledgers if not one.epsilons.agree]
     why += [f"a person in {row.k} domains: NOT VERIFIED" for row in persons if not row.agree]
-    why += [f"{one.domain}: REPLACE_ONE is NOT VERIFIED" for one in ledgers if one.replace_one is None]
+    why += [f"{one.domain}: REPLACE_ONE is NOT VERIFIED" for one in ledgers if one.replace_one_disputed]
     return Recomputation(
         ledgers=ledgers,
         persons=persons,
@@ -200,9 +230,8 @@ def _of_one(one: _Spent, time_limit_s: float) -> LedgerEpsilons:
     found = accountant.crosscheck(one.events, one.delta, interval=REPORT_INTERVAL, time_limit_s=time_limit_s)
     nothing = any(event.kind == "none" for event in one.events)
     if not one.private and found.agree:
-        found = Epsilons(
-            pld=found.pld, prv=found.prv, rdp=found.rdp, agree=False, why="NOT PRIVATE: the ledger says so", second=found.second
-        )
+        found = dataclasses.replace(found, agree=False, why="NOT PRIVATE: the ledger says so")
+    replaced, why, disputed = _replace_one(one)
     return LedgerEpsilons(
         domain=one.domain,
         epsilons=found,
@@ -214,20 +243,32 @@ def _of_one(one: _Spent, time_limit_s: float) -> LedgerEpsilons:
         claimed_delta=one.delta + one.booked_delta,
         ceiling_epsilon=one.ceiling_epsilon,
         private=one.private,
-        replace_one=_replace_one(one),
+        replace_one=replaced,
+        replace_one_why=why,
+        replace_one_disputed=disputed,
         steps=sum(event.steps for event in one.events),
         groups=accountant.grouped(one.events) or (),
     )
 
 
-def _replace_one(one: _Spent) -> float | None:
-    if not one.private:
-        return None
-    first = accountant.epsilon_replace_one(one.events, one.delta, interval=REPORT_INTERVAL)
+def _replace_one(one: _Spent) -> tuple[float | None, str, bool]:
+    """The number; why there is none; whether that is because two accountants do not agree."""
+    if not one.private or any(event.kind == "none" for event in one.events):
+        return None, "NOT PRIVATE", False
+    if one.booked:
+        return None, "a lost ledger is booked, and what that one cost in this sense is not known", False
+    if one.order is not None:
+        return None, "the Renyi filter decides, and it bounds what adding or removing a user changes, not this", False
     second = accountant.second_opinion(one.events, one.delta, replace=True)
-    if second is None or not abs(first - second) <= accountant.tolerance(first):
-        return None
-    return one.booked + first
+    for interval in (REPORT_INTERVAL, *accountant.finer_intervals(one.events, REPORT_INTERVAL)):
+        first = accountant.epsilon_replace_one(one.events, one.delta, interval=interval)
+        if second is not None and abs(first - second) <= accountant.tolerance(first):
+            return first, "", False
+    return None, "NOT VERIFIED: no second accountant confirms it", True
+
+
+def _passed(spent: float, ceiling: float) -> bool:
+    return not spent <= ceiling * (1.0 + 1e-9)
 
 
 # --- a person in k domains ---------------------------------------------------------------------------------------------------------------
@@ -244,8 +285,9 @@ def _dearest(sets: list[tuple[_Spent, ...]]) -> tuple[tuple[_Spent, ...], float]
     by_renyi = sorted(((_bound(sets[at]), at) for at in different.values()), reverse=True)
     best, coarse, width = -math.inf, [], min(_COARSE, by_renyi[0][0] / 2000.0) or REPORT_INTERVAL
     for bound, at in by_renyi if len(by_renyi) > 1 else ():
-        if bound <= best:
-            break
+        if bound <= best:  # what a coarse grid says is an upper bound, so these may still be dearer on the fine one
+            coarse.append((bound, at))
+            continue
         found = _cost(sets[at], width)
         best = max(best, found)
         coarse.append((found, at))
@@ -262,19 +304,22 @@ def _dearest(sets: list[tuple[_Spent, ...]]) -> tuple[tuple[_Spent, ...], float]
 
 def _spent_alike(chosen: tuple[_Spent, ...]) -> tuple[str, ...]:
     """The same for sets of domains that spent the same: often they all follow one schedule."""
-    return tuple(sorted(repr((accountant.grouped(one.events), one.booked, one.order)) for one in chosen))
+    permits = [one.ceiling_epsilon if one.order is not None else None for one in chosen]
+    return tuple(
+        sorted(repr((accountant.grouped(one.events), one.booked, one.order, most)) for one, most in zip(chosen, permits, strict=True))
+    )
 
 
 def _row(chosen: tuple[_Spent, ...], cost: float, alone: LedgerEpsilons | None) -> PersonRow:
     delta, events = chosen[0].delta, _events(chosen)
-    pld = accountant.epsilon_pld(events, delta, interval=REPORT_INTERVAL)
-    if not all(one.private for one in chosen) or not math.isfinite(cost):
+    pld, interval = accountant.epsilon_pld_for_report(events, delta, interval=REPORT_INTERVAL)
+    if any(one.passed or not one.private for one in chosen) or not math.isfinite(cost):
         agree = False
     elif alone is not None:
         agree = alone.epsilons.agree
     else:
         other, rdp = accountant.second_opinion(events, delta), accountant.epsilon_rdp(events, delta)
-        agree = not accountant.disagreement(pld, other, rdp, time_limit_s=0.0, interval=REPORT_INTERVAL)
+        agree = not accountant.disagreement(pld, other, rdp, time_limit_s=0.0, interval=interval)
     return PersonRow(
         k=len(chosen),
         epsilon=cost if agree else None,
@@ -286,10 +331,15 @@ def _row(chosen: tuple[_Spent, ...], cost: float, alone: LedgerEpsilons | None) 
 
 
 def _cost(chosen: tuple[_Spent, ...], interval: float) -> float:
-    """Epsilon of these domains together, by the filters where one decides, else by PLD."""
+    """What is claimed of these domains together: by the filters' ceilings where one decides, else by PLD of what is spent."""
     if any(order is not None for order in _orders(chosen)):
         return _bound(chosen)
-    return _booked(chosen) + accountant.epsilon_pld(_events(chosen), chosen[0].delta, interval=interval)
+    price = accountant.epsilon_pld_for_report if interval == REPORT_INTERVAL else _on_a_grid
+    return _booked(chosen) + price(_events(chosen), chosen[0].delta, interval=interval)[0]
+
+
+def _on_a_grid(events: Sequence[Mechanism], delta: float, *, interval: float) -> tuple[float, float]:
+    return accountant.epsilon_pld(events, delta, interval=interval), interval
 
 
 def _bound(chosen: tuple[_Spent, ...]) -> float:
@@ -298,9 +348,17 @@ def _bound(chosen: tuple[_Spent, ...]) -> float:
     orders = [order for order in _orders(chosen) if order is not None]
     if not orders:
         return _booked(chosen) + accountant.epsilon_rdp(_events(chosen), delta) + REPORT_INTERVAL
+    if len(chosen) == 1:
+        return chosen[0].ceiling_epsilon
     order = min(orders)
-    total = sum(accountant.renyi_divergence(one.events, order if one.order is None else one.order) for one in chosen)
+    total = sum(accountant.renyi_divergence(one.events, order) if one.order is None else _permitted(one, one.order) for one in chosen)
     return _booked(chosen) + accountant.epsilon_of_renyi(total, delta, order)
+
+
+def _permitted(one: _Spent, order: float) -> float:
+    """The Renyi divergence that a filter at this order may let pass below its ceiling; never less than what passed."""
+    room = one.ceiling_epsilon - one.booked - (math.log1p(-1.0 / order) - math.log(one.delta * order) / (order - 1.0))
+    return max(room, accountant.renyi_divergence(one.events, order))
 
 
 def _events(chosen: tuple[_Spent, ...]) -> tuple[Mechanism, ...]:

@@ -16,9 +16,10 @@ domains                      one record per ledger:
   domain, status, reasons    as above, for this ledger
   holds                      false where the ledger is broken: then nothing it says of itself is repeated here
   plain_words                the same about this domain; empty where there is no number to explain
-  guarantee                  B. flavour, unit, neighbours, covers, lifetime, contribution, epsilon, delta, ceiling, genesis_ceiling,
-                             ceilings (event, by, why, epsilon_spent_then), remaining, booked_epsilon, private, replace_one_epsilon,
-                             why_no_number
+  guarantee                  B. flavour, unit, neighbours, covers, lifetime, contribution, epsilon (the claim), epsilon_is ("spent" or
+                             "ceiling": which number that is), epsilon_means, epsilon_spent, delta, ceiling, genesis_ceiling, ceilings
+                             (event, by, why, epsilon_spent_then), remaining, booked_epsilon, private, replace_one_epsilon,
+                             replace_one_why, why_no_number
   course                     the plot: decides, information (lists of {event, time_utc, epsilon}), complete, refused (event numbers)
   mechanism                  D. how, released, sensitivity, constants, runs (`report_facts.runs`), releases (`report_facts.releases`)
   accounting                 E. decided_by, decides, filter_order, pld, second, rdp, filter, difference, agree, why, rule, groups, steps,
@@ -52,6 +53,7 @@ from ..errors import ConfigError, StorageError
 from . import report_facts as facts
 from . import report_status as verdict
 from . import report_words as words
+from .budget import CEILING
 from .findings import Status
 from .report_about import fields_of, read_about, unknown_domains
 from .report_domain import Evidence, domain_record
@@ -59,7 +61,7 @@ from .report_domain import Evidence, domain_record
 if TYPE_CHECKING:
     from .recompute import Recomputation
 
-FORMAT, SCHEMA = "isthmus-privacy-report", 1
+FORMAT, SCHEMA = "isthmus-privacy-report", 2
 _PACKAGES = ("isthmus", "dp-accounting", "opacus", "numpy", "scipy", "PyNaCl")
 
 
@@ -200,6 +202,8 @@ def _persons(recomputed: Recomputation | None) -> dict[str, Any]:
         for row in recomputed.persons
     ]
     note = words.PERSONS_LIKE_THIS if recomputed.hypothetical else words.PERSONS_OF_THESE
+    if any(one.claim_is == CEILING for one in recomputed.ledgers):
+        note += " " + words.PERSONS_BY_CEILING
     return {"rows": rows, "hypothetical": recomputed.hypothetical, "note": note}
 
 

@@ -13,7 +13,8 @@ from ..errors import AuditError
 from . import report_facts as facts
 from . import report_status as verdict
 from . import report_words as words
-from .accountant import REPORT_INTERVAL, renyi_divergence
+from .accountant import renyi_divergence
+from .budget import SPENT
 from .findings import Status, Verification
 from .ledger_file import LedgerFile
 from .ledger_schema import Event, canonical, mechanism_of
@@ -73,17 +74,16 @@ def domain_record(given: Evidence, found: Verification, epsilons: LedgerEpsilons
     ]
     status = verdict.status_of(reasons)
     guarantee = _guarantee(found, epsilons if holds else None, events)
-    epsilon, ceiling = guarantee["epsilon"], guarantee["ceiling"]
-    explained = epsilon is not None and ceiling is not None
+    told = _explained(found, guarantee)
     return {
         "domain": found.domain,
         "status": str(status),
         "status_means": verdict.MEANS[status],
         "reasons": sorted(reasons, key=verdict.weight),
         "holds": holds,
-        "plain_words": words.plain_words(found.domain, epsilon=epsilon, delta=guarantee["delta"], ceiling=ceiling) if explained else [],
+        "plain_words": told,
         "guarantee": guarantee,
-        "course": _course(found, events, shown=epsilon is not None),
+        "course": _course(found, events, shown=guarantee["epsilon_spent"] is not None),
         "mechanism": {
             "how": words.MECHANISM,
             "released": words.RELEASED,
@@ -125,6 +125,17 @@ def _same_events(given: Evidence, found: Verification, epsilons: LedgerEpsilons)
     return events
 
 
+def _explained(found: Verification, said: Mapping[str, Any]) -> list[str]:
+    """The claim in plain words; nothing where there is none."""
+    epsilon, spent, ceiling = said["epsilon"], said["epsilon_spent"], said["ceiling"]
+    if epsilon is None or spent is None or ceiling is None:
+        return []
+    if said["epsilon_is"] == SPENT:
+        return words.plain_words(found.domain, epsilon=epsilon, delta=said["delta"], ceiling=ceiling)
+    first = said["genesis_ceiling"] if said["genesis_ceiling"] != ceiling else None
+    return words.plain_words_of_a_ceiling(found.domain, ceiling=ceiling, delta=said["delta"], spent=spent, raised_from=first)
+
+
 def why_no_number(found: Verification, epsilons: LedgerEpsilons | None) -> str:
     """Why no epsilon may be given for a ledger; empty where one may."""
     if found.status is Status.BROKEN or epsilons is None:
@@ -140,7 +151,8 @@ def why_no_number(found: Verification, epsilons: LedgerEpsilons | None) -> str:
 
 def _guarantee(found: Verification, epsilons: LedgerEpsilons | None, events: Sequence[Event]) -> dict[str, Any]:
     why = why_no_number(found, epsilons)
-    epsilon = None if why or epsilons is None else facts.number(epsilons.claim)
+    claim, claim_is, spent = (None, None, None) if why or epsilons is None else (epsilons.claim, epsilons.claim_is, epsilons.spent)
+    epsilon, spent = facts.number(claim), facts.number(spent)
     ceiling = None if epsilons is None else facts.number(found.ceiling_epsilon)
     return {
         "flavour": words.FLAVOUR,
@@ -150,16 +162,20 @@ def _guarantee(found: Verification, epsilons: LedgerEpsilons | None, events: Seq
         "lifetime": words.LIFETIME,
         "contribution": words.CONTRIBUTION,
         "epsilon": epsilon,
+        "epsilon_is": None if epsilon is None else claim_is,
+        "epsilon_means": None if epsilon is None or claim_is is None else words.CLAIM[claim_is],
+        "epsilon_spent": spent,
         "delta": None if epsilons is None else found.claimed_delta,
         "delta_of_this_ledger": None if epsilons is None else found.delta,
         "ceiling": ceiling,
         "genesis_ceiling": None if epsilons is None else facts.number(found.genesis_ceiling),
         "ceilings": facts.ceilings(events),
-        "remaining": None if epsilon is None or ceiling is None else max(0.0, ceiling - epsilon),
+        "remaining": None if spent is None or ceiling is None else max(0.0, ceiling - spent),
         "booked_epsilon": None if epsilons is None else facts.number(found.booked_epsilon),
         "private": None if epsilons is None else found.private,
         "replace_one_epsilon": None if why or epsilons is None else facts.number(epsilons.replace_one),
-        "why_no_number": why,
+        "replace_one_why": why if why or epsilons is None else epsilons.replace_one_why,
+        "why_no_number": why or (words.PASSED if epsilon is None and spent is not None else ""),
     }
 
 
@@ -187,7 +203,7 @@ def _accounting(found: Verification, epsilons: LedgerEpsilons | None, events: Se
         "decides": words.DECIDES[found.decided_by],
         "filter_order": found.filter_order,
         "pld": facts.number(three.pld),
-        "pld_interval": REPORT_INTERVAL,
+        "pld_interval": three.interval,
         "second": facts.number(second),
         "second_accountant": "PRV (Opacus)" if used_prv else "a second PLD of other code",
         "difference": facts.number(None if second is None else second - three.pld),

@@ -75,7 +75,7 @@ def _plot(domain: Mapping[str, Any]) -> Markup | None:
     ceilings = [(one["event"], one["time_utc"], one["epsilon"]) for one in said["ceilings"] if one["epsilon"] is not None]
     if not course["decides"] or not ceilings:
         return None
-    spent, raises = words.epsilon_text(said["epsilon"]), [f"raised to {value:g} at event {event}" for event, _, value in ceilings[1:]]
+    spent, raises = words.epsilon_text(said["epsilon_spent"]), [f"raised to {value:g} at event {event}" for event, _, value in ceilings[1:]]
     title = f"Epsilon spent in {domain['domain']} over its events: {spent} of {said['ceiling']:g}; genesis ceiling {ceilings[0][2]:g}"
     return Markup(  # made by us from numbers; the title is escaped where it is put in
         plots.epsilon_over_time(

@@ -89,7 +89,7 @@ def from_accountants(domain: str, epsilons: LedgerEpsilons | None) -> list[dict[
     if epsilons is None:
         return []
     what = [] if epsilons.epsilons.agree else [epsilons.epsilons.why or "the accountants disagree"]
-    if epsilons.epsilons.agree and epsilons.replace_one is None:
+    if epsilons.epsilons.agree and epsilons.replace_one_disputed:
         what.append("the REPLACE_ONE epsilon is not confirmed by a second accountant")
     return [reason(domain, "accountants", each, leads_to=ReportStatus.NOT_VERIFIED) for each in what]
 

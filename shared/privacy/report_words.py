@@ -108,7 +108,8 @@ DECIDES = {
     "pld": "Privacy loss distributions: the domain's life is one schedule that was fixed before any data were touched.",
     "rdp-filter": (
         "A Renyi filter at one order fixed in advance: there was a second run, a raise or a release, so parameters may have depended on "
-        "what was released before. The privacy loss distribution is shown as information."
+        "what was released before. It vouches for the ceiling (Feldman and Zrnic 2021), and that is the claim. What it counts as spent, "
+        "and the privacy loss distribution, are shown as information: a claim about either would need an odometer."
     ),
     "none": "Nobody: nothing here adds noise.",
 }
@@ -189,6 +190,16 @@ PERSONS_OF_THESE = (
 )
 
 NOT_STATED = "not stated"
+
+PERSONS_BY_CEILING = "Where a Renyi filter decides in a domain, what its ceiling permits counts here, not what it has spent so far."
+
+CLAIM = {
+    "spent": "what was spent, with what is booked: the life of this ledger is one schedule that was fixed before any data were touched",
+    "ceiling": "the ceiling: what may ever be known, whatever was chosen after seeing results; what was spent so far is information",
+}
+"""Which number is the claim, and why."""
+
+PASSED = "more was spent than the ceiling permits, and the Renyi filter vouches for the ceiling only"
 
 
 def epsilon_text(epsilon: float | None) -> str:
@@ -271,12 +282,44 @@ def _three_digits_down(value: float) -> int:
 def plain_words(domain: str, *, epsilon: float, delta: float, ceiling: float) -> list[str]:
     """The guarantee of one domain, for an officer and a board member: paragraphs without symbols where words will do.
 
+    This is about a life whose claim is what it spent; `plain_words_of_a_ceiling` is about the others.
+
     Args:
         domain: its name.
         epsilon: spent so far, finite.
         delta: that the epsilon holds at.
         ceiling: epsilon that the domain's whole life may cost.
     """
+    return [
+        *_claimed(domain, f"everything that the coordinator and the other partners ever received from {domain}", epsilon, delta),
+        f"The domain permits epsilon {ceiling:g} for its whole life and has spent {epsilon_text(epsilon)}"
+        + (" of it. What is spent never comes back." if epsilon <= ceiling else ": MORE than it permits. What is spent never comes back."),
+    ]
+
+
+_RAISED = "A limit that was set anew after results had been seen is one only as far as the raise owed nothing to them."
+
+
+def plain_words_of_a_ceiling(domain: str, *, ceiling: float, delta: float, spent: float, raised_from: float | None) -> list[str]:
+    """The same about a domain in which a filter decides: it vouches for the ceiling, never for what was spent so far.
+
+    Args:
+        domain: its name.
+        ceiling: epsilon that the domain's whole life may cost, and the claim.
+        delta: that it holds at.
+        spent: epsilon so far, by the filter's count.
+        raised_from: the first ceiling, where this one is not it.
+    """
+    raised = "" if raised_from is None else f" That ceiling was raised from {raised_from:g}. {_RAISED}"
+    return [
+        *_claimed(domain, f"everything that the coordinator and the other partners will ever have received from {domain}", ceiling, delta),
+        "That is the ceiling, what the domain permits for its whole life, and not what it has spent: later settings may have depended on "
+        "earlier results, and then only the limit can be vouched for."
+        f"{raised} Spent so far, as information: {epsilon_text(spent)} of {ceiling:g}. What is spent never comes back.",
+    ]
+
+
+def _claimed(domain: str, everything: str, epsilon: float, delta: float) -> list[str]:
     shown = float(epsilon_text(epsilon))
     factor, chance = odds_factor_text(shown), probability_text(delta)
     before, most = percent_text(0.1), percent_text(posterior(0.1, shown))
@@ -284,13 +327,11 @@ def plain_words(domain: str, *, epsilon: float, delta: float, ceiling: float) ->
         f"Domain {domain} keeps its users' interactions at home. What it sends about them is blurred with random noise, so that what is "
         "sent is almost as likely with any one person as without.",
         f"Think of two worlds that differ in one thing: in one of them, one certain person was never a user of {domain}. Whatever anybody "
-        f"concludes from everything that the coordinator and the other partners ever received from {domain}, its odds differ between the "
-        f"two worlds by a factor of at most e^{epsilon_text(epsilon)} = {factor}, except with probability {chance}.",
+        f"concludes from {everything}, its odds differ between the two worlds by a factor of at most "
+        f"e^{epsilon_text(epsilon)} = {factor}, except with probability {chance}.",
         f"For one person: somebody who knows everybody else's data, and holds it for {before} likely that this person is among the users, "
         f"can be brought to at most {most} by all of it, with the same exception. That is a limit for the worst case, not a forecast; "
         "without such protection there is no limit. A factor of 1 would mean that nothing at all can be learned about anybody.",
-        f"The domain permits epsilon {ceiling:g} for its whole life and has spent {epsilon_text(epsilon)}"
-        + (" of it. What is spent never comes back." if epsilon <= ceiling else ": MORE than it permits. What is spent never comes back."),
     ]
 
 

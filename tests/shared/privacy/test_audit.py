@@ -13,6 +13,7 @@ import pytest
 
 from shared.errors import AuditError, EmptyLedger, LedgerError, LedgerLocked, NewerLedger, NotALedger, UnknownEvent, WrongKey
 from shared.privacy.audit import verify
+from shared.privacy.audit_words import verification_document, verification_words
 from shared.privacy.findings import Status, Verification
 from shared.privacy.ledger import Ledger
 from shared.privacy.ledger_handover import hand_over
@@ -45,7 +46,7 @@ def test_a_ledger_that_holds_is_intact(written: Path) -> None:
     assert (found.domain, found.events, found.intents, found.commits) == ("books", 5, 2, 1)
     assert found.keys == (KEYS.verify_key,)
     assert found.signed_from == 1
-    assert found.decided_by == "pld"
+    assert (found.decided_by, found.claim_is, found.epsilon_claimed) == ("pld", "spent", found.epsilon_spent)
     assert 0 < found.epsilon_spent < found.ceiling_epsilon == found.genesis_ceiling == 8.0
     assert found.first_bad is None
 
@@ -223,7 +224,7 @@ def test_a_ledger_that_protects_nobody_is_not_verifiable(path: Path, new_ledger:
         intend(ledger, mechanism=nothing)
     found = audit(path)
     assert found.status is Status.NOT_VERIFIABLE
-    assert found.decided_by == "none"
+    assert (found.decided_by, found.claim_is, found.epsilon_claimed) == ("none", None, None)
     assert "not-private" in codes(found)
 
 
@@ -238,6 +239,10 @@ def test_two_runs_are_decided_by_the_filter_and_hold(path: Path, new_ledger: Mak
     found = audit(path)
     assert found.status is Status.INTACT, found.findings
     assert found.decided_by == "rdp-filter"
+    assert (found.claim_is, found.epsilon_claimed) == ("ceiling", found.ceiling_epsilon)  # what is spent is information
+    said = verification_document(found)
+    assert (said["claim_is"], said["epsilon_claimed"]) == ("ceiling", found.ceiling_epsilon)
+    assert f"epsilon claimed   {found.ceiling_epsilon:g}, the ceiling" in verification_words(found)
     assert found.epsilon_spent == spent
 
 

@@ -197,7 +197,8 @@ def test_numbers_of_the_page_follow_from_the_records(whole: dict[str, Any]) -> N
     assert sums["pld"] <= sums["second"] + 1e-3 <= sums["rdp"]
     assert [row["k"] for row in whole["persons"]["rows"]] == [1, 2]
     assert whole["persons"]["rows"][1]["epsilon"] == pytest.approx(price(80), abs=2e-3)
-    assert said["replace_one_epsilon"] > said["epsilon"]
+    assert said["replace_one_epsilon"] > said["epsilon"] == said["epsilon_spent"]
+    assert (said["replace_one_why"], said["epsilon_is"]) == ("", "spent")
     course = whole["domains"][0]["course"]["decides"]
     assert [one["event"] for one in course] == [1, 3, 5, 7, 9]
     assert [one["epsilon"] for one in course[1:]] == pytest.approx([price(steps) for steps in (10, 20, 30, 40)], abs=2e-3)
@@ -252,6 +253,44 @@ def test_lost_attempts_releases_and_refusals_are_counted(tmp_path: Path) -> None
     assert len(domain["course"]["refused"]) == domain["ledger"]["refused"] == 1
     assert domain["accounting"]["decided_by"] == "rdp-filter"
     assert domain["course"]["information"], "PLD is shown as information"
+
+
+def test_where_the_filter_decides_the_claim_is_the_ceiling_and_what_is_spent_is_information(partner: Partner) -> None:
+    made = built(partner.ran(2, run_id="winter").evidence())
+    assert made["status"] == "WITHIN BUDGET", made["reasons"]
+    said, text = made["domains"][0]["guarantee"], report.render(made)
+    assert (said["epsilon"], said["epsilon_is"], said["ceiling"]) == (8.0, "ceiling", 8.0)
+    assert 0 < said["epsilon_spent"] < 8.0
+    assert said["epsilon_means"].startswith("the ceiling: what may ever be known")
+    assert (said["replace_one_epsilon"], "filter" in said["replace_one_why"]) == (None, True)
+    assert f"no number ({said['replace_one_why']})" in text
+    [_, worlds, _, budget] = made["plain_words"]
+    spent = report_words.epsilon_text(said["epsilon_spent"])
+    assert "will ever have received" in worlds
+    assert "factor of at most e^8.00 = 2,990" in worlds
+    assert f"Spent so far, as information: {spent} of 8." in budget
+    assert "raised" not in budget
+    assert f"e^{spent}" not in text
+    assert "<dt>epsilon claimed</dt><dd>8.00<small>the ceiling, for life; spent so far" in text
+    assert made["persons"]["rows"][0]["epsilon"] == 8.0
+    assert "its ceiling permits" in made["persons"]["note"]
+
+
+def test_a_claim_at_a_raised_ceiling_says_what_it_rests_on(partner: Partner) -> None:
+    made = built(partner.raised(12.0).evidence())
+    assert made["domains"][0]["guarantee"]["epsilon"] == 12.0
+    assert "raised from 8. A limit that was set anew after results had been seen" in made["plain_words"][-1]
+
+
+def test_a_filter_whose_ceiling_was_passed_vouches_for_nothing(partner: Partner) -> None:
+    """The record is one that the accountants might have given; nothing else is changed."""
+    evidence = partner.ran(2, run_id="winter").evidence()
+    found = verify(evidence.ledger, key=evidence.key, receipts=evidence.receipts, manifest=evidence.manifest)
+    [epsilons] = recompute([evidence.ledger], copies=1).ledgers
+    made = domain_record(evidence, found, dataclasses.replace(epsilons, filter_epsilon=8.5), about={})
+    said = made["guarantee"]
+    assert (said["epsilon"], said["epsilon_is"], said["epsilon_spent"], made["plain_words"]) == (None, None, 8.5, [])
+    assert "ceiling" in said["why_no_number"]
 
 
 def test_several_ledgers_have_a_section_each_and_one_person_table(tmp_path: Path) -> None:
