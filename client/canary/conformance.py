@@ -1,13 +1,13 @@
 """Tier 1: the real training code on invented users, against the law it claims.
 
 Every number comes from `client.training.local_round.run` on a ledger and a state folder made for it, with the encoder, the sharing, the
-clip norm, the grid and the divisor of the run's configuration. Each test in here has an exact null (`shared.privacy.conformance`), so a
-refuted check is a fault of the code, not bad luck.
+clip norm, the grid and the divisor of the run's configuration; a round has `STEPS` steps, and each of them is looked at. Each test in here
+has an exact null (`shared.privacy.conformance`), so a refuted check is a fault of the code, not bad luck.
 
 =====  ==========================================================================================================================
-T1     a step on an empty batch is noise of the scale and law that were paid for
-T2     no noise comes twice: rounds, runs, processes, domains, a round repeated after a crash, tensors of one release
-T3     one user moves the joint release no further than was paid for, and no other byte of the message (`neighbours`)
+T1     each step on an empty batch is noise of the scale and law that were paid for
+T2     no noise comes twice: steps, rounds, runs, processes, domains, a round repeated after a crash, tensors of one step
+T3     one user moves the joint release of a step no further than was paid for, and no other byte of the message (`neighbours`)
 T4     batches are Poisson: their sizes, and who is in them
 T5     nothing outside the DP optimiser influences a release; above all no serving folder (`interference`)
 T6     per-user gradients are those of one user at a time (`gradients`)
@@ -34,6 +34,7 @@ from shared.privacy import conformance as statistics
 from shared.privacy.conformance import Check
 
 from . import gradients, interference, neighbours, synthetic
+from .steps import STEPS
 
 Progress = Callable[[str], None]
 """Told in a few words what is being checked."""
@@ -41,7 +42,7 @@ Progress = Callable[[str], None]
 _LEAST_NOISE = 0.3
 """Below it the ledger of a check would have to permit an epsilon without meaning."""
 
-_STEPS, _DRAWS, _USERS = 80, 1500, 400
+_BATCHES, _DRAWS, _USERS = 80, 1500, 400
 _OTHER_PROCESSES = 2
 
 
@@ -59,14 +60,14 @@ class Bench:
 
     @property
     def coupled(self) -> RunConfig:
-        """Everybody in every batch, one step a round, and noise named by its key, so that two releases can be compared."""
-        return synthetic.with_privacy(self.config)
+        """Everybody in every batch, and noise named by its key, so that two releases can be compared."""
+        return synthetic.with_privacy(self.config, steps_per_round=STEPS)
 
     @property
     def empty(self) -> RunConfig:
         """Noise of a release, and next to never a user in a batch."""
         noise = max(self.config.privacy.noise_multiplier or 1.0, _LEAST_NOISE)
-        return synthetic.with_privacy(self.config, noise="system", sampling_rate=1e-6, noise_multiplier=noise)
+        return synthetic.with_privacy(self.config, noise="system", sampling_rate=1e-6, noise_multiplier=noise, steps_per_round=STEPS)
 
     def people(self, count: int, seed: int = 3) -> synthetic.People:
         return synthetic.people(count, self.config.model.dimension, seed)
@@ -125,10 +126,10 @@ def noise_on_an_empty_batch(bench: Bench) -> list[Check]:
     """T1: rounds of a domain whose users are in no batch, and a round of a domain without users."""
     config = bench.empty
     crowded, deserted = bench.partner("t1-users", config, bench.people(40)), bench.partner("t1-nobody", config, bench.people(0))
-    releases = [crowded.joint_release(1), crowded.joint_release(2), deserted.joint_release(1)]
-    p = statistics.noise_scale(np.concatenate(releases), local_round.round_mechanism(config))
+    steps = np.concatenate([crowded.sums(1), crowded.sums(2), deserted.sums(1)])
+    p = statistics.noise_of_steps(steps, local_round.round_mechanism(config))
     scale = config.privacy.noise_multiplier
-    return [Check.of_law("T1 noise", f"steps on an empty batch are normal noise with multiplier {scale:g}", p)]
+    return [Check.of_law("T1 noise", f"all {STEPS} steps of a round on empty batches are normal noise with multiplier {scale:g}", p)]
 
 
 # --- T2 ---
@@ -145,7 +146,7 @@ def other_processes(bench: Bench, count: int) -> Iterator[Callable[[], list[np.n
             _, said = one.communicate(timeout=300)
             if one.returncode != 0:
                 raise StateError(f"a round in another process failed: {said.decode(errors='replace').strip().splitlines()[-1:]}")
-        return [synthetic.released_elsewhere(home, bench.empty) for home in homes]
+        return [synthetic.released_elsewhere(home) for home in homes]
 
     try:
         yield released
@@ -162,25 +163,28 @@ def noise_in_other_processes(bench: Bench, elsewhere: list[np.ndarray]) -> list[
     Args:
         elsewhere: what they released.
     """
-    here = bench.partner("t2-process", bench.empty, bench.people(40)).joint_release(1)
-    return [Check.of_law("T2 processes", "two processes share no noise", statistics.noise_correlation([here, *elsewhere]))]
+    here = bench.partner("t2-process", bench.empty, bench.people(40))
+    here.update(1)
+    released = [synthetic.moments(here.state), *elsewhere]
+    return [Check.of_law("T2 processes", "two processes share no noise", statistics.noise_correlation(released))]
 
 
 def noise_used_twice(bench: Bench) -> list[Check]:
-    """T2: the same round repeated on a restored copy of a folder, the next round, the next run, another domain, parts of one release."""
+    """T2: a round repeated on a restored copy of a folder, the next round, the next run, another domain, steps and parts of a step."""
     config, crowd = bench.empty, bench.people(40)
     arts = bench.partner("t2-arts", config, crowd)
-    first = arts.joint_release(1)
+    first = arts.sums(1)
     restored = arts.copied(bench.workspace / "t2-restored")
-    music = bench.partner("t2-music", config, crowd, "music").joint_release(1)
-    lost, repeated = arts.joint_release(2), restored.joint_release(2)
-    another_run = arts.another_run("run-2").joint_release(1)
+    music = bench.partner("t2-music", config, crowd, "music").sums(1)
+    lost, repeated = arts.sums(2), restored.sums(2)
+    another_run = arts.another_run("run-2").sums(1)
     correlation = statistics.noise_correlation
     return [
-        Check.of_law("T2 after a crash", "a round that is repeated draws new noise", correlation([lost, repeated])),
-        Check.of_law("T2 rounds", "rounds and runs share no noise", correlation([first, lost, another_run])),
-        Check.of_law("T2 domains", "two domains share no noise", correlation([first, music])),
-        Check.of_law("T2 tensors", "no two parts of one release share noise", statistics.noise_repeats(first)),
+        Check.of_law("T2 after a crash", "a round that is repeated draws new noise", correlation([*lost, *repeated])),
+        Check.of_law("T2 rounds", "rounds and runs share no noise", correlation([*first, *lost, *another_run])),
+        Check.of_law("T2 domains", "two domains share no noise", correlation([*first, *music])),
+        Check.of_law("T2 steps", "the steps of a round share no noise", correlation(first)),
+        Check.of_law("T2 tensors", "no two parts of one step share noise", statistics.noise_repeats(first)),
     ]
 
 
@@ -190,7 +194,7 @@ def noise_used_twice(bench: Bench) -> list[Check]:
 def poisson_batches(bench: Bench) -> list[Check]:
     """T4: who is read in the steps of a real round, and many more draws of the sampler it uses."""
     rate = float(np.clip(bench.config.privacy.sampling_rate, 0.05, 0.5))
-    config = synthetic.with_privacy(bench.config, noise="system", sampling_rate=rate, steps_per_round=_STEPS, noise_multiplier=4.0)
+    config = synthetic.with_privacy(bench.config, noise="system", sampling_rate=rate, steps_per_round=_BATCHES, noise_multiplier=4.0)
     batches: list[np.ndarray] = []
     partner = bench.partner("t4", config, bench.people(_USERS))
     partner.data = synthetic.watched(partner.data, batches.append)
@@ -199,9 +203,9 @@ def poisson_batches(bench: Bench) -> list[Check]:
     drawn = [sampler.draw(_USERS, rate) for _ in range(_DRAWS)]
     sizes = min(1.0, 2 * min(statistics.batch_sizes(many, _USERS, rate) for many in (batches, drawn)))
     who = min(1.0, 2 * min(statistics.inclusion(many, _USERS, rate) for many in (batches, drawn)))
-    skipped = _STEPS - len(batches)
+    skipped = _BATCHES - len(batches)
     return [
-        Check.of_fact("T4 steps", f"{_STEPS} steps that were paid for are {_STEPS} steps that were taken", abs(skipped)),
+        Check.of_fact("T4 steps", f"{_BATCHES} steps that were paid for are {_BATCHES} steps that were taken", abs(skipped)),
         Check.of_law("T4 batch sizes", f"sizes of batches are binomial at rate {rate:g}", sizes),
         Check.of_law("T4 who is in a batch", f"each user comes by a coin of their own at rate {rate:g}", who),
     ]

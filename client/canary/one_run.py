@@ -8,14 +8,17 @@ overwritten with
 
 which is orthogonal for any two of them and has to be cut to length C. Everything from clipping on is production code: clipping, rounding,
 noise, the optimiser, the state on disk, the ledger. The auditor is a server that knows everybody else and reads the noisy sum of the whole
-joint vector, which is more than any server ever receives. Two scores, fixed before the run:
+joint vector of each step, which is more than any server ever receives. Two scores, fixed before the run:
 
 * ``sum``: :math:`\sum_t a_t \langle S_t, u_j\rangle`, the best there is against independent noise;
-* ``difference``: :math:`\max_t |\langle S_t - S_{t-1}, u_j\rangle|`, which sees noise that comes back.
+* ``weighted``: :math:`\sum_t w_t \langle S_t, u_j\rangle` with :math:`w = \Sigma^{-1} a`, where the auditor reads the covariance
+  :math:`\Sigma` of the steps off the release itself: it finds the mixture of the steps that has the least noise, be it because noise
+  comes back in other steps or rounds, or because some of them had less of it.
 
 A canary in a single tensor with a constant sign would be blind to a clip in each tensor and to one noise for all rounds; this one is not,
-and against correct code it is as strong. The audit configuration is fixed (q = 1, sigma = 3, 9 steps, mu = 1), because sampling would
-dilute what can be seen; sampling is tested by tier 1. The partner's clip norm, grid, encoder, sharing and training settings stay.
+and against correct code it is as strong. The audit configuration is fixed (q = 1, sigma = 3, mu = 1 over three rounds of three steps),
+because sampling would dilute what can be seen; sampling is tested by tier 1. The partner's clip norm, grid, encoder, sharing and training
+settings stay.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +39,6 @@ import numpy as np
 import torch
 
 from client.model.objective import Batch, InterestModel
-from client.state import State
 from client.training import dp_sgd, local_round
 from shared.config import ModelConfig, RunConfig
 from shared.errors import AuditError
@@ -45,15 +48,16 @@ from shared.privacy.mechanism import Mechanism
 from shared.privacy.one_run import Guesses, guess, judge
 
 from . import synthetic
+from .steps import STEPS
 
 CANARIES = 4_000
 LOUDNESS = 100.0
 """Length of a canary's gradient before clipping, in clip norms."""
 GUESSES = (CANARIES // 10, CANARIES // 5, CANARIES // 2)
-SCORES = ("sum", "difference")
+SCORES = ("sum", "weighted")
 TAU = 0.05
 DELTA = 1e-5
-ROUNDS, NOISE_MULTIPLIER = 9, 3.0
+ROUNDS, NOISE_MULTIPLIER = 3, 3.0
 LEAST_SIGNAL = 0.75
 """Share of the canaries' gradients that must arrive, or the audit saw nothing and says nothing."""
 MOST_SIGNAL = 1.5
@@ -61,15 +65,15 @@ MOST_SIGNAL = 1.5
 
 _MODEL = ModelConfig(dimension=512, rank=8, descriptor_dimension=8, prototypes=2)  # seven tensors of 4,096 coordinates
 _OTHERS = 64
+_LEAST_VARIANCE = 1e-9  # share of the mean: far below what a canary adds, far above rounding
 _LEAST_AT_ONCE, _MOST_AT_ONCE = 128, 512  # users in a micro-batch: several of them, in seconds, within some hundred megabytes
 _DOMAIN = "canary"
-_FIRST_MOMENT = "adam/first/"  # where `local_round` keeps it in the state
 
 SHOWS = (
-    "This training code ran once with {canaries:,} canaries in it, each in or out by a coin, and an auditor that sees the whole noisy sum "
-    "guessed the coins. The guesses show, at {confidence:.0%}, that the code leaks at least epsilon {audited:.2f} under this attack, where "
-    "{claimed:.2f} is claimed in the audit's configuration (delta {delta:g}). On average a canary moved the sum by {signal:.2f} clip "
-    "norms, where 1 is the most that was paid for."
+    "This training code ran once, {rounds} rounds of {steps} steps, with {canaries:,} canaries in it, each in or out by a coin, and an "
+    "auditor that sees the whole noisy sum of each step guessed the coins. The guesses show, at {confidence:.0%}, that the code leaks at "
+    "least epsilon {audited:.2f} under this attack, where {claimed:.2f} is claimed in the audit's configuration (delta {delta:g}). On "
+    "average a canary moved the sum by {signal:.2f} clip norms, where 1 is the most that was paid for."
 )
 SHOWS_NOT = (
     "Not being refuted is no proof: another attack may see more. Sampling is not tested here (everybody is in every batch), nor what goes "
@@ -132,7 +136,7 @@ def audit_config(config: RunConfig) -> RunConfig:
         sampling_rate=1.0,
         rounds=ROUNDS,
         reserve_rounds=0,
-        steps_per_round=1,
+        steps_per_round=STEPS,
         noise="system",
     )
     model = dataclasses.replace(_MODEL, encoder=config.model.encoder, sharing=config.model.sharing)
@@ -159,10 +163,12 @@ def audit(config: RunConfig, workspace: Path, progress: Callable[[str], None] = 
         sums, booked = _rounds(config, canaries, Path(folder), progress)  # (T, m)
     progress("judging the guesses")
     signal = _signal(sums, canaries)
-    scores = {"sum": canaries.signs @ sums, "difference": np.abs(np.diff(sums, axis=0)).max(axis=0)}
+    scores = {"sum": signs(len(sums)) @ sums, "weighted": _weighted(sums)}
     tests = [guess(name, scores[name], canaries.inside, made) for name in SCORES for made in GUESSES]
     found = judge(tests, booked, delta=DELTA, tau=TAU)
     words = {
+        "rounds": ROUNDS,
+        "steps": STEPS,
         "canaries": CANARIES,
         "confidence": 1 - TAU,
         "audited": found.audited_epsilon,
@@ -189,20 +195,19 @@ def audit(config: RunConfig, workspace: Path, progress: Callable[[str], None] = 
 
 
 def _rounds(config: RunConfig, canaries: Canaries, folder: Path, progress: Callable[[str], None]) -> tuple[np.ndarray, Mechanism]:
-    """(T, m) the noisy sum of each round along each canary, less what the other users are known to have added; what the ledger booked."""
+    """(T, m) the noisy sum of each step along each canary, less what the other users are known to have added; what the ledger booked."""
     crowd = synthetic.people(len(canaries.kinds), config.model.dimension)
     partner = synthetic.partner(folder, config, crowd, _DOMAIN)
-    before: State | None = None
-    sums = np.empty((ROUNDS, CANARIES))
+    heard: list[np.ndarray] = []
     for number in range(1, ROUNDS + 1):
         progress(f"canaries in round {number} of {ROUNDS}")
-        with canaries.inserted(number):
-            update = partner.update(number)
-        after = partner.state
-        assert after is not None  # the round left it
-        sums[number - 1] = canaries.along(_released(config, before, after, canaries) - canaries.known)
-        before, partner.layer = after, update.arrays  # a server with one partner sends its own layer back
-    return sums, _booked(partner.ledger_path)
+        with canaries.inserted():
+            heard += list(partner.sums(number))
+        partner.layer = partner.update(number).arrays  # a server with one partner sends its own layer back
+    if len(heard) != len(canaries.known):
+        raise AuditError("training took another number of steps than it drew batches, so the audit cannot tell what is in which")
+    sums = [canaries.along(canaries.part(joint) - known) for joint, known in zip(heard, canaries.known, strict=True)]
+    return np.array(sums), _booked(partner.ledger_path)
 
 
 def _booked(ledger_path: Path) -> Mechanism:
@@ -214,19 +219,20 @@ def _booked(ledger_path: Path) -> Mechanism:
     return mechanisms[0].for_steps(steps)
 
 
-def _released(config: RunConfig, before: State | None, after: State, canaries: Canaries) -> np.ndarray:
-    """(k, m) the noisy sum S in the canaries' tensors: Adam's first moment is m = beta m_before + (1 - beta) S / B_bar."""
+def _weighted(sums: np.ndarray) -> np.ndarray:
+    """(m,) the mixture of the steps (T, m) with the least noise for its signal (Fisher's discriminant); it knows no coins.
 
-    def moment(state: State, name: str) -> np.ndarray:
-        return state.arrays[_FIRST_MOMENT + name].ravel()[:CANARIES].astype(np.float64)
-
-    old = 0.0 if before is None else np.stack([moment(before, name) for name in canaries.tensors])
-    new = np.stack([moment(after, name) for name in canaries.tensors])
-    return np.asarray((new - canaries.beta * old) / (1.0 - canaries.beta) * config.privacy.expected_batch_users)
+    A canary inside adds its signs a, so the covariance of all canaries is that of the noise plus a multiple of a a^T, and solving with
+    either gives the same direction. A little of the mean variance is added, because noise that comes back has no inverse.
+    """
+    covariance = np.atleast_2d(np.cov(sums))
+    least = _LEAST_VARIANCE * np.trace(covariance) / len(sums)
+    weights = np.linalg.solve(covariance + least * np.eye(len(sums)), signs(len(sums)))
+    return np.asarray(weights @ sums)
 
 
 def _signal(sums: np.ndarray, canaries: Canaries) -> float:
-    along = canaries.signs @ sums / (ROUNDS * canaries.clip_norm)  # (m,) mean 1 inside, 0 outside
+    along = signs(len(sums)) @ sums / (len(sums) * canaries.clip_norm)  # (m,) mean 1 inside, 0 outside
     signal = float(along[canaries.inside].mean() - along[~canaries.inside].mean())
     if not signal >= LEAST_SIGNAL:
         raise AuditError(
@@ -236,44 +242,49 @@ def _signal(sums: np.ndarray, canaries: Canaries) -> float:
     return signal
 
 
+def signs(count: int) -> np.ndarray:
+    """(count,) 1, -1, 1, ...: with which sign a canary comes in each step of the run."""
+    return (-1.0) ** np.arange(count)
+
+
 class Canaries:
     """The coins, and the gradients of those inside.
 
     Attributes:
         inside: (m,) bool, by entropy of the operating system.
-        signs: (T,) 1, -1, 1, ...
         kinds: (n,) which canary a training user is; -1 for the other users, who come first.
         tensors: names of the k parameters that have a coordinate for each canary.
-        known: (k, m) what the other users added to the sum of this round; the auditor knows them, and could compute it.
-        beta: decay of the optimiser's first moment.
+        known: for each step so far (k, m), what the other users added to its sum; the auditor knows them, and could compute it.
     """
 
     def __init__(self, config: RunConfig) -> None:
         self.inside = (np.frombuffer(os.urandom(CANARIES), dtype=np.uint8) & 1).astype(bool)
-        self.signs = (-1.0) ** np.arange(ROUNDS)
         self.kinds = np.concatenate([np.full(_OTHERS, -1), np.flatnonzero(self.inside)])
         self.clip_norm = config.privacy.clip_norm
         sizes = {name: parameter.numel() for name, parameter in InterestModel(config, seed=0).named_parameters()}
         self.tensors = [name for name, size in sizes.items() if size >= CANARIES]
-        self.known = np.zeros((len(self.tensors), CANARIES))
-        self.beta = math.nan
+        self.known: list[np.ndarray] = []
+        self._starts = [
+            start for start, size in zip(accumulate(sizes.values(), initial=0), sizes.values(), strict=False) if size >= CANARIES
+        ]
         self._users = np.zeros(0, dtype=np.int64)  # of the batch, as far as they were not seen yet
-        self._sign = 1.0
+
+    def part(self, joint: np.ndarray) -> np.ndarray:
+        """(p,) -> (k, m) the coordinates of the canaries in a joint vector."""
+        return np.stack([joint[start : start + CANARIES] for start in self._starts])
 
     def along(self, wide: np.ndarray) -> np.ndarray:
         """(k, m) -> (m,) inner products with the canaries' directions."""
         return np.asarray(wide.sum(axis=0) / math.sqrt(len(self.tensors)))
 
     @contextlib.contextmanager
-    def inserted(self, number: int) -> Iterator[None]:
-        """Puts the canaries into round ``number``. What stands in the modules now is what runs, whoever put it there."""
-        self._sign = float(self.signs[number - 1])
-        self.known[:] = 0.0
+    def inserted(self) -> Iterator[None]:
+        """Puts the canaries into the next round. What stands in the modules now is what runs, whoever put it there."""
         canaries, examples, optimizer = self, local_round.Examples, dp_sgd.PublicOptimizer
 
         class WithCanaries(optimizer):  # type: ignore[misc, valid-type]
             def clip_and_accumulate(self) -> None:
-                canaries._overwrite(self.params, self.original_optimizer)
+                canaries._overwrite(self.params)
                 super().clip_and_accumulate()
 
         def watched(**arguments: Any) -> Callable[[np.ndarray], Batch]:
@@ -281,6 +292,7 @@ class Canaries:
 
             def draw(users: np.ndarray) -> Batch:
                 self._users = users
+                self.known.append(np.zeros((len(self.tensors), CANARIES)))
                 return make_batch(users)
 
             return draw
@@ -288,9 +300,8 @@ class Canaries:
         with _instead(local_round, "Examples", watched), _instead(dp_sgd, "PublicOptimizer", WithCanaries):
             yield
 
-    def _overwrite(self, parameters: list[Any], optimizer: torch.optim.Optimizer) -> None:
+    def _overwrite(self, parameters: list[Any]) -> None:
         """Overwrites the canaries' rows of a micro-batch, and notes what the other rows will add."""
-        self.beta = float(optimizer.param_groups[0]["betas"][0])
         samples = [parameter.grad_sample.flatten(1) for parameter in parameters]  # (rows, p_k)
         users, self._users = self._users[: len(samples[0])], self._users[len(samples[0]) :]
         if len(users) != len(samples[0]):
@@ -302,8 +313,9 @@ class Canaries:
         columns = torch.from_numpy(kinds[kinds >= 0])
         for sample in samples:
             sample[rows] = 0.0
+        sign = float(signs(len(self.known))[-1])
         for sample in wide:
-            sample[rows, columns] = self._sign * LOUDNESS * self.clip_norm / math.sqrt(len(wide))
+            sample[rows, columns] = sign * LOUDNESS * self.clip_norm / math.sqrt(len(wide))
         for parameter, sample in zip(parameters, samples, strict=True):  # flattening copies where the layout asks for it
             parameter.grad_sample = sample.view(parameter.grad_sample.shape)
 
@@ -312,7 +324,7 @@ class Canaries:
         factors = (self.clip_norm / norms).clamp(max=1.0)
         finite = norms.isfinite()
         wide = [sample for sample in samples if sample.shape[1] >= CANARIES]
-        self.known += np.stack([(factors[finite] @ sample[finite, :CANARIES]).numpy() for sample in wide])
+        self.known[-1] += np.stack([(factors[finite] @ sample[finite, :CANARIES]).numpy() for sample in wide])
 
 
 @contextlib.contextmanager

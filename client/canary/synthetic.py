@@ -26,11 +26,13 @@ from client.state import State, StateFolder
 from client.training import local_round
 from client.training.examples import Passports
 from shared.config import ComputeConfig, RunConfig
-from shared.errors import ConfigError
+from shared.errors import ConfigError, StateError
 from shared.privacy.ledger import Ledger
 from shared.privacy.signing import SigningPair
 from shared.transfer_layer import initial_arrays
 from shared.wire import RoundInstruction, TransferUpdate
+
+from .steps import listening
 
 ITEMS, SPACE = 300, "0" * 16
 SHOUTS = {"features": 1e3, "nan": float("nan"), "infinite": float("inf"), "overflow": 1e37}
@@ -243,6 +245,18 @@ class Partner:
             code_version="0",
         )
 
+    def sums(self, number: int = 1, *, held: bool = False) -> np.ndarray:
+        """(steps, p) the noisy sum S of each step of a round; ``held`` as in `steps.listening`.
+
+        Raises:
+            StateError: the round took no step at all.
+        """
+        with listening(held=held) as heard:
+            self.update(number)
+        if not heard:
+            raise StateError("a round took no step of an optimiser, so nothing can be checked")
+        return np.stack(heard) * self.config.privacy.expected_batch_users
+
     def joint_release(self, number: int = 1) -> np.ndarray:
         """(p,) the noisy sum S of a round of one step.
 
@@ -276,9 +290,9 @@ def start_elsewhere(home: Path, config: RunConfig) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def released_elsewhere(home: Path, config: RunConfig) -> np.ndarray:
-    """(p,) what a process of `start_elsewhere` released."""
-    return moments(StateFolder(home / "state").current()) * 10 * config.privacy.expected_batch_users
+def released_elsewhere(home: Path) -> np.ndarray:
+    """(p,) what a process of `start_elsewhere` released: Adam's first moments, a mixture of the noisy sums of its steps."""
+    return moments(StateFolder(home / "state").current())
 
 
 def child() -> None:

@@ -32,13 +32,15 @@ from . import conformance, one_run, synthetic
 FORMAT = "isthmus-canary-1"
 
 SHOWS = (
-    "The training code of this installation, with this run's encoder, sharing, clip norm and grid, was run on invented users. Its noise "
-    "has the scale and the law that the ledger is charged for, and never comes twice; batches are drawn by a coin for each user; one user, "
-    "however loud, moves what is released no further than was paid for; nothing else that leaves or is booked depends on who is there."
+    "The training code of this installation, with this run's encoder, sharing, clip norm and grid, was run on invented users, three steps "
+    "in each of a run's first rounds. In every one of these steps the noise had the scale and the law that the ledger is charged for, and "
+    "none of it came twice; batches were drawn by a coin for each user; one user, however loud, moved what a step releases no further than "
+    "was paid for; nothing else that left or was booked depended on who was there."
 )
 SHOWS_NOT = (
-    "Behaviour was tested on the cases named above, not every line of the code: a fault that shows only on other data or on another "
-    "machine, or that hides on purpose, can pass. Nothing is said about timing, or about what is done with the data outside this software."
+    "Behaviour was tested on the cases named above, not every line of the code: a fault that shows only on other data, in a later step or "
+    "round, in larger shapes or on another machine, or that hides on purpose, can pass. Nothing is said about timing, or about what is "
+    "done with the data outside this software."
 )
 
 
@@ -122,8 +124,8 @@ class Verdict:
 def code_of(settings: ClientSettings) -> str:
     """The name that the ledger's intents have for the code of this installation.
 
-    Where the partner allowed a bundle that holds this very code, it is that bundle's digest, because behind the guard the bundle trains; else
-    the digest of the source files.
+    Where the partner allowed a bundle that holds this very code, it is that bundle's digest, because behind the guard the bundle trains;
+    else the digest of the source files.
     """
     sources = code_digest()
     return AllowList(settings.at_home(FILE)).bundle_of_code(sources) or sources

@@ -74,7 +74,17 @@ def noise_scale(release: np.ndarray, mechanism: Mechanism) -> float:
     return min(1.0, 2 * min(two_sided(stats.chi2(len(x)), float(x @ x)), float(stats.kstest(x, "norm").pvalue)))
 
 
-def noise_correlation(releases: Sequence[np.ndarray]) -> float:
+def noise_of_steps(steps: np.ndarray, mechanism: Mechanism) -> float:
+    """T1. p-value of several steps on empty batches: each by itself, so that none hides behind the others, and all together (Bonferroni).
+
+    Args:
+        steps: (n, p) numbers that should be noise and nothing else.
+        mechanism: what was paid for.
+    """
+    return min(1.0, (len(steps) + 1) * min(noise_scale(one, mechanism) for one in (*steps, steps.ravel())))
+
+
+def noise_correlation(releases: Sequence[np.ndarray] | np.ndarray) -> float:
     """T2. p-value of the most correlated pair of noises, at any shift of one against the other (Fisher's z, Bonferroni).
 
     Args:
@@ -88,8 +98,17 @@ def noise_correlation(releases: Sequence[np.ndarray]) -> float:
     return float(min(1.0, min(_shifted(a, b) for a, b in pairs) * len(pairs)))
 
 
-def noise_repeats(release: np.ndarray) -> float:
-    """T2. p-value of one noise against itself, shifted: tensors that were given the same numbers (Bonferroni over the shifts)."""
+def noise_repeats(releases: np.ndarray) -> float:
+    """T2. p-value of a noise against itself, shifted: tensors that were given the same numbers, or the same with another sign.
+
+    Args:
+        releases: (p,) numbers in the order in which they were drawn, or (n, p) of them (Bonferroni over these and the shifts).
+    """
+    rows = np.atleast_2d(releases)
+    return min(1.0, len(rows) * min(_repeats(row) for row in rows))
+
+
+def _repeats(release: np.ndarray) -> float:
     if not np.isfinite(release).all() or not np.any(release - release.mean()):
         return 0.0
     n = len(release)

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from client.canary import conformance, interference, synthetic
+from client.canary.steps import STEPS
 from client.delivery import OWN, deliver
 from client.serving_state import ServingFolder
+from client.training import local_round
 from shared import wire
 from shared.config import ComputeConfig, ModelConfig, PrivacyConfig, RunConfig, TrainingConfig
 from shared.errors import ConfigError, StateError
@@ -20,6 +22,7 @@ NAMES = [
     "T2 after a crash",
     "T2 rounds",
     "T2 domains",
+    "T2 steps",
     "T2 tensors",
     "T2 processes",
     "T3 sensitivity",
@@ -99,6 +102,32 @@ def test_a_loud_user_is_heard_so_that_the_check_of_sensitivity_is_not_empty(tmp_
     bench = conformance.Bench(config=synthetic.shrunk(RunConfig())[0], workspace=tmp_path)
     (found,) = dict(conformance.TESTS)["one user more or less"](bench)
     assert 0.9 < found.value <= found.limit
+
+
+def test_every_step_of_a_round_is_heard_and_a_round_that_is_only_answered_again_is_an_error(tmp_path: Path) -> None:
+    bench = conformance.Bench(config=synthetic.shrunk(RunConfig())[0], workspace=tmp_path)
+    partner = bench.partner("arts", bench.empty, bench.people(5))
+    sums = partner.sums(1)
+    assert sums.shape == (STEPS, local_round.round_mechanism(bench.empty).dimension)
+    mixed = np.sort(np.array([0.081, 0.09, 0.1]) @ sums / bench.empty.privacy.expected_batch_users)  # Adam's first moment
+    np.testing.assert_allclose(mixed, np.sort(synthetic.moments(partner.state)), rtol=1e-4, atol=1e-6 * np.abs(mixed).max())
+    with pytest.raises(StateError, match="no step"):
+        partner.sums(1)
+
+
+def test_parameters_are_held_so_that_neighbours_stay_comparable_and_only_while_they_are(tmp_path: Path) -> None:
+    bench = conformance.Bench(config=synthetic.shrunk(RunConfig())[0], workspace=tmp_path)
+    partner = bench.partner("arts", bench.coupled, bench.people(5))
+    partner.sums(1)
+    moved = {name: array.copy() for name, array in partner.state.arrays.items()} if partner.state else {}
+    held = partner.copied(tmp_path / "held")
+    held.sums(2, held=True)
+    partner.sums(2)
+    assert held.state is not None
+    assert partner.state is not None
+    names = [name for name in moved if name.startswith("model/") and not name.startswith("model/transfer")]
+    assert all(np.array_equal(held.state.arrays[name], moved[name]) for name in names)
+    assert not any(np.array_equal(partner.state.arrays[name], moved[name]) for name in names)
 
 
 def test_watched_histories_are_the_same_histories() -> None:

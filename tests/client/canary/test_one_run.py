@@ -33,7 +33,7 @@ def test_the_audit_configuration_is_fixed_but_for_what_the_code_path_depends_on(
     )
     config = audit_config(partner)
     mechanism = local_round.round_mechanism(config)
-    assert (mechanism.sampling_rate, mechanism.noise_multiplier, mechanism.steps, config.privacy.rounds) == (1.0, 3.0, 1, 9)
+    assert (mechanism.sampling_rate, mechanism.noise_multiplier, mechanism.steps, config.privacy.rounds) == (1.0, 3.0, 3, 3)
     assert (mechanism.clip_norm, config.privacy.grid_exponent, config.model.sharing) == (0.123, 15, "shared")
     assert config.privacy.noise == "system"
 
@@ -46,6 +46,9 @@ def test_each_canary_has_a_coordinate_of_its_own_in_encoder_and_layer(sharing, t
     assert len(canaries.tensors) == tensors
     assert all(sizes[name] >= 4096 for name in canaries.tensors)
     assert {"encoder.expand.weight", "transfer.reader.weight", "transfer.writer.weight"} <= set(canaries.tensors)
+    joint = np.concatenate([np.full(size, number) for number, size in enumerate(sizes.values())])
+    wide = [number for number, size in enumerate(sizes.values()) if size >= 4000]
+    np.testing.assert_array_equal(canaries.part(joint), np.repeat(wide, 4000).reshape(-1, 4000))  # each reads its own tensor
 
 
 def test_coins_are_fair_and_different_each_time():
@@ -74,7 +77,7 @@ def test_correct_code_is_not_refuted_and_its_canaries_are_seen(clean):
     assert 1.0 < result.audited_epsilon < result.claimed_epsilon == pytest.approx(4.377, abs=2e-3)
     assert 0.5 < result.steinke_epsilon < result.audited_epsilon
     assert result.signal == pytest.approx(1.0, abs=0.25)  # 8 standard deviations: 2 sigma sqrt(T) / (T sqrt(m)) = .032
-    assert [(test.score, test.made) for test in result.tests] == [(s, r) for s in ("sum", "difference") for r in (400, 800, 2000)]
+    assert [(test.score, test.made) for test in result.tests] == [(s, r) for s in ("sum", "weighted") for r in (400, 800, 2000)]
 
 
 @pytest.mark.journey
@@ -83,7 +86,7 @@ def test_nothing_of_the_audit_stays_behind_and_the_code_is_as_it_was(clean):
     assert list(home.iterdir()) == []
     assert dp_sgd.PublicOptimizer.__name__ == "PublicOptimizer"
     assert local_round.Examples.__name__ == "Examples"
-    assert said[0] == "canaries in round 1 of 9"
+    assert said[0] == "canaries in round 1 of 3"
 
 
 @pytest.mark.journey

@@ -26,6 +26,7 @@ from shared.privacy.ledger import Ledger, read_events
 from shared.privacy.receipts import SignedReceipt, read_receipts, receipts_text
 from shared.privacy.signing import SigningPair, event_message
 from tests.client.training import planted_bugs as bugs
+from tests.client.training import planted_in_steps as in_steps
 from tests.shared.privacy.bookshop import STRANGER, by_force, write_anew
 
 pytestmark = pytest.mark.slow
@@ -91,12 +92,18 @@ ROWS = (
     ("a skipped empty batch", optimizer(bugs.SkippedEmptyBatch), EMPTY, "T1 noise"),
     ("division by the private N", put(local_round, "train", bugs.divided_by_the_private_number), EMPTY, "T1 noise"),
     ("division by the size of the batch", optimizer(bugs.DividedByThisBatch), EMPTY, "T1 noise"),
+    ("noise in the first step of a round only", optimizer(in_steps.NoiseInTheFirstStepOnly), EMPTY, "T1 noise"),
+    ("noise divided by the root of the step", optimizer(in_steps.noise_of_a_round(in_steps.FainterNoise)), EMPTY, "T1 noise"),
+    ("half noise after the first round", put(local_round, "_noise", in_steps.half_noise_after_the_first_round), EMPTY, "T1 noise"),
     ("noise reused after resume", put(local_round, "_noise", bugs.named_noise), TWICE, "T2 after a crash"),
     ("one seed for all rounds", put(local_round, "SystemNoise", bugs.OneSeedForAll), TWICE, "T2 rounds"),
     ("same seed at two partners", put(local_round, "_noise", bugs.noise_without_domain), TWICE, "T2 domains"),
+    ("one draw of noise for all steps of a round", optimizer(in_steps.noise_of_a_round(in_steps.OneDraw)), TWICE, "T2 steps"),
+    ("noise that comes back with another sign", put(local_round, "SystemNoise", in_steps.AntitheticNoise), TWICE, "T2 tensors"),
     ("the same noise in two tensors", put(local_round, "SystemNoise", bugs.OneNoiseForAllTensors), TWICE, "T2 tensors"),
     ("missing clip", optimizer(bugs.NoClip), ONE_USER, "T3 sensitivity"),
     ("clip per tensor", optimizer(bugs.ClipPerTensor), ONE_USER, "T3 sensitivity"),
+    ("clip in the first step of a round only", optimizer(in_steps.ClipInTheFirstStepOnly), ONE_USER, "T3 sensitivity"),
     ("a gradient that is no number is kept", optimizer(bugs.NonFiniteKept), ONE_USER, "T3 sensitivity"),
     ("private popularity in the loss", put(local_round, "Examples", bugs.PopularNegatives), ONE_USER, "T3 sensitivity"),
     ("private idf in the loss", put(local_round, "Examples", bugs.PrivateIdf), ONE_USER, "T3 sensitivity"),
@@ -154,8 +161,10 @@ def test_every_check_of_tier_1_is_the_one_that_catches_some_bug(tmp_path: Path) 
         ("noise reused", put(local_round, "SystemNoise", bugs.OneSeedForAll)),
         ("missing clip", optimizer(bugs.in_each_micro_batch(bugs.NoClip))),
         ("clip per tensor", optimizer(bugs.in_each_micro_batch(bugs.ClipPerTensor))),
+        ("clip in the first step of a round only", optimizer(in_steps.ClipInTheFirstStepOnly)),
+        ("noise in the first step of a round only", optimizer(in_steps.NoiseInTheFirstStepOnly)),
+        ("one draw of noise for all steps of a round", optimizer(in_steps.noise_of_a_round(in_steps.OneDraw))),
     ],
-    ids=["half noise", "noise reused", "missing clip", "clip per tensor"],
 )
 def test_the_one_run_audit_catches_it_too(bug: str, plant: Plant, tmp_path: Path, monkeypatch: Patch) -> None:
     plant(monkeypatch)

@@ -61,7 +61,7 @@ class NoClip(PublicOptimizer):
     """Faulty users are zero as they should be, but nobody is cut down."""
 
     def clip_and_accumulate(self) -> None:
-        for parameter, sample in zip(self.params, _finite_samples(self.params), strict=True):
+        for parameter, sample in zip(self.params, finite_samples(self.params), strict=True):
             parameter.summed_grad = sample.sum(dim=0)
 
 
@@ -69,12 +69,12 @@ class ClipPerTensor(PublicOptimizer):
     """Faulty users are zero as they should be, but each tensor is cut down by itself."""
 
     def clip_and_accumulate(self) -> None:
-        for parameter, sample in zip(self.params, _finite_samples(self.params), strict=True):
+        for parameter, sample in zip(self.params, finite_samples(self.params), strict=True):
             factors = (self.mechanism.clip_norm / sample.norm(dim=1)).clamp(max=1.0)
             parameter.summed_grad = factors @ sample
 
 
-def _finite_samples(parameters: list[Any]) -> list[torch.Tensor]:
+def finite_samples(parameters: list[Any]) -> list[torch.Tensor]:
     samples = [parameter.grad_sample.flatten(1).double() for parameter in parameters]
     faulty = ~torch.cat(samples, dim=1).isfinite().all(dim=1)
     for sample in samples:
