@@ -42,6 +42,8 @@ from .scenario_config import load
 PARTNERS = ("books", "films", "music")
 ROUNDS = 5
 CEILING = 8.0
+NOT_VERIFIED = 34
+"""Exit code of `isthmus-audit report` where a ledger is intact and something else is not known, such as whether the code was tested."""
 SAME = 1e-6
 """Largest difference between the layers of a deployment and of one process, where there is no noise."""
 
@@ -69,6 +71,11 @@ class Demo:
     def home(self) -> Path:
         return self.folder / "coordinator"
 
+    @property
+    def wanted(self) -> Path:
+        """The run's configuration."""
+        return self.folder / "run.toml"
+
     def toml(self, partner: str) -> Path:
         return self.folder / partner / "partner.toml"
 
@@ -76,6 +83,7 @@ class Demo:
 
     def make_data(self) -> str:
         """Every partner's data, in its own form; one of them in a database that starts here."""
+        self.wanted.write_text(self.config.to_toml())
         made = self.folder / "data"
         synthetic_domains.write(made, self.synthetic, self.config.seed)
         tables = {name: pl.read_csv(made / "books" / f"{name}.csv") for name in ("items", "interactions")}
@@ -147,11 +155,18 @@ class Demo:
         return said if self.config.privacy.private else {**said, "agreed.test_builds": "true", "ceiling.epsilon": CEILING}
 
     def allow_bundle(self) -> str:
-        """The code of the run, by its digest; then everything that a node needs is looked at."""
+        """The code of the run, by its digest."""
         made = json.loads(self.steps.run(Party.COORDINATOR, "isthmus-server", "bundle", self.home, "--json"))
         for partner in PARTNERS:
             self.steps.run(partner, "isthmus-client", "allow", self.toml(partner), made["file"], "--by", "A. Officer")
         return f"{made['digest'][:16]}, {made['bytes']:,} bytes"
+
+    def test_code(self) -> str:
+        """Each partner tests the code that it allowed, on invented users; the verdict goes into its ledger."""
+        for partner in PARTNERS:
+            words = ["canary", self.toml(partner), "--config", self.wanted, "--out", self.folder / f"{partner}.canary.json"]
+            self.steps.run(partner, "isthmus-client", *words, shown=True)
+        return "the allowed code keeps what the ledgers say"
 
     def check_partners(self) -> str:
         """Preflight of each partner."""
@@ -195,9 +210,7 @@ class Demo:
 
     def run_rounds(self) -> str:
         """The run, to its last round."""
-        wanted = self.folder / "run.toml"
-        wanted.write_text(self.config.to_toml())
-        words = ["run", self.home, wanted, "--wait-for", "all", "--json"]
+        words = ["run", self.home, self.wanted, "--wait-for", "all", "--json"]
         self.ended = json.loads(self.steps.run(Party.COORDINATOR, "isthmus-server", *words, shown=True))
         if self.ended["state"] != "finished" or sorted(self.ended["domains"]) != sorted(PARTNERS):
             raise FederationError(f"the run ended as {self.ended['state']}", do=f"Look at {self.home / 'logs'}.")
@@ -224,31 +237,43 @@ class Demo:
         return "nothing is left but the database, which ends with the demo"
 
     def audit_ledgers(self) -> str:
-        """Each ledger is handed over and checked against the coordinator's receipts and the partner's manifest."""
-        receipts = self.home / "receipts.json"
-        for partner in PARTNERS:
-            ledger = self.folder / f"{partner}-ledger.sqlite"
+        """Each ledger is handed over, and checked against receipts and manifest; then the officer's page."""
+        # a ledger of a test build is intact, and says of itself that it promises nothing
+        codes, private = ((0,), True) if self.config.privacy.private else ((0, NOT_VERIFIED), False)
+        with_it: list[Any] = ["--receipts", self.home / "receipts.json"]
+        ledgers = [self.folder / f"{partner}-ledger.sqlite" for partner in PARTNERS]
+        for partner, ledger in zip(PARTNERS, ledgers, strict=True):
             self.steps.run(partner, "isthmus-client", "ledger", "export", self.toml(partner), "--out", ledger)
-            keys, manifest = ledger.with_name(f"{ledger.stem}.keys.json"), self.folder / partner / "home" / "egress.jsonl"
-            words = ["verify", ledger, "--key", keys, "--receipts", receipts, "--manifest", manifest]
-            # a ledger of a test build is intact, and says of itself that it promises nothing
-            self.steps.run(partner, "isthmus-audit", *words, codes=(0,) if self.config.privacy.private else (0, 34), shown=True)
-        return "three ledgers intact and within budget" if self.config.privacy.private else "three ledgers intact, NOT PRIVATE"
+            mine = ["--key", ledger.with_name(f"{ledger.stem}.keys.json"), "--manifest", self.folder / partner / "home" / "egress.jsonl"]
+            self.steps.run(
+                partner, "isthmus-audit", "verify", ledger, *mine, "--receipts", self.home / "receipts.json", codes=codes, shown=True
+            )
+            with_it += mine
+        page = self.steps.run(
+            "books", "isthmus-audit", "report", *ledgers, *with_it, "--out", self.folder / "audit.html", codes=(0, NOT_VERIFIED)
+        )
+        status = page.partition(":")[0]
+        return f"three ledgers intact{' and within budget' if private else ', NOT PRIVATE'}; the officer's page says {status}"
 
     def compare_in_process(self) -> str:
         """A test build without noise gives the same layer in one process, up to the order in which numbers are added."""
         words = [self.folder, self.ended["folder"]]
         found = json.loads(self.steps.run("books", "simulations.deployment_twin", *words))
-        if found["farthest"] > SAME or len(set(found["rounds"])) != 1:
+        if found["farthest"] > SAME or found["moved"] <= SAME or len(set(found["rounds"])) != 1:
             raise FederationError(
                 f"the layer of the deployment is another one than in one process: {found}", do="Compare the two run folders."
             )
-        return f"the same transfer layer up to {found['farthest']:.1e}"
+        return f"the same transfer layer up to {found['farthest']:.1e}; training moved it by {found['moved']:.1e}"
 
 
-def demonstrate(folder: Path, config: RunConfig, synthetic: synthetic_domains.SyntheticConfig, *, apart: bool) -> dict[str, Any]:
+def demonstrate(
+    folder: Path, config: RunConfig, synthetic: synthetic_domains.SyntheticConfig, *, apart: bool, canary: bool = False
+) -> dict[str, Any]:
     """Goes through all steps in an empty folder.
 
+    Args:
+        apart: in network namespaces where this machine permits them.
+        canary: let each partner test the code first, about a minute each.
     Returns:
         Seconds and a line for each step, the end of the run, and whether the parties had networks of their own.
     Raises:
@@ -283,6 +308,8 @@ def demonstrate(folder: Path, config: RunConfig, synthetic: synthetic_domains.Sy
             ("stop", demo.stop_all),
             ("audit", demo.audit_ledgers),
         ]
+        if canary:
+            every.insert([name for name, _ in every].index("check"), ("canary", demo.test_code))
         if config.privacy.noise == "none":
             every.append(("in one process", demo.compare_in_process))
         for name, act in every:
@@ -314,6 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="of the scenario 'demo', such as synthetic.items=60"
     )
     parser.add_argument("--loopback", action="store_true", help="do not try network namespaces")
+    parser.add_argument("--canary", action="store_true", help="each partner tests the code first: about a minute each")
     parser.add_argument("--test-build", action="store_true", help="no noise, NOT PRIVATE: and compare the layer with one process")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
     options = parser.parse_args(arguments)
@@ -338,7 +366,7 @@ def _main(options: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends the demo ends what it started
     folder = options.folder or Path("runs") / datetime.now(UTC).strftime("deployment-demo-%Y%m%d-%H%M%S")
     os.environ.setdefault("COLUMNS", "200")
-    done = demonstrate(folder, scenario.run, scenario.synthetic, apart=not options.loopback)
+    done = demonstrate(folder, scenario.run, scenario.synthetic, apart=not options.loopback, canary=options.canary)
     if options.json is not None:
         options.json.write_text(json.dumps(done, indent=1))
     print(table(done["steps"]))

@@ -64,7 +64,12 @@ def main(arguments: list[str]) -> None:
     twins = [twin(each, (ours.clients / each.domain).absolute()) for each in partners]
     federation.run(config, ours, "in-process", build_client_app(functools.partial(one_of, twins)), clients=len(twins))
     layers = [Checkpoints(place).newest()[0] for place in (run / "transfer_layer", ours.transfer_layer)]
-    document = {"rounds": [layer.round for layer in layers], "farthest": farthest(layers[0].layer, layers[1].layer)}
+    begun = Checkpoints(run / "transfer_layer").load(0)
+    document = {
+        "rounds": [layer.round for layer in layers],
+        "moved": farthest(begun.layer, layers[0].layer),
+        "farthest": farthest(layers[0].layer, layers[1].layer),
+    }
     print(json.dumps(document), file=sys.__stdout__, flush=True)
 
 

@@ -74,7 +74,7 @@ def test_three_partners_train_two_rounds_and_each_ledger_is_intact(tmp_path: Pat
     assert (said["run"]["state"], said["run"]["round"], said["run"]["domains"]) == ("finished", 2, list(PARTNERS))
     assert said["run"]["refused"] == {}
     assert all(0 < said["run"]["epsilon"][partner] < 8 for partner in PARTNERS)
-    assert said["steps"][-1]["what"] == "three ledgers intact and within budget"
+    assert said["steps"][-1]["what"] == "three ledgers intact and within budget; the officer's page says NOT VERIFIED"  # no canary was run
     assert list((tmp_path / "demo" / "coordinator" / "runs").glob("*/report.html"))
 
 
