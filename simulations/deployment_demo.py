@@ -36,10 +36,11 @@ from . import deployment_database, synthetic_domains
 from .deployment_network import Network, network, processes_of
 from .deployment_position import CLOSED
 from .deployment_steps import Party, Steps, table
-from .partners import make_ledger
+from .partners import linked, make_ledger
 from .scenario_config import load
 
 PARTNERS = ("books", "films", "music")
+TABLES = ("items", "interactions", "links")
 ROUNDS = 5
 CEILING = 8.0
 NOT_VERIFIED = 34
@@ -72,6 +73,11 @@ class Demo:
         return self.folder / "coordinator"
 
     @property
+    def post(self) -> Path:
+        """Where sealed passports are handed over."""
+        return self.folder / "post"
+
+    @property
     def wanted(self) -> Path:
         """The run's configuration."""
         return self.folder / "run.toml"
@@ -84,9 +90,12 @@ class Demo:
     def make_data(self) -> str:
         """Every partner's data, in its own form; one of them in a database that starts here."""
         self.wanted.write_text(self.config.to_toml())
+        self.post.mkdir(mode=0o700)
         made = self.folder / "data"
         synthetic_domains.write(made, self.synthetic, self.config.seed)
-        tables = {name: pl.read_csv(made / "books" / f"{name}.csv") for name in ("items", "interactions")}
+        for partner, links in linked({name: made / name / "interactions.csv" for name in PARTNERS}).items():
+            links.write_csv(made / partner / "links.csv")
+        tables = {name: pl.read_csv(made / "books" / f"{name}.csv") for name in TABLES}
         programs = deployment_database.find_postgres()
         assert programs is not None  # looked for before the first step
         database = self.stack.enter_context(
@@ -94,7 +103,7 @@ class Demo:
                 programs, self.folder / "database", self.network.database_port, tables, lambda words: self.network.inside("books", words)
             )
         )
-        for name in ("items", "interactions"):
+        for name in TABLES:
             (made / "books" / f"{name}.csv").unlink()
             pl.read_csv(made / "films" / f"{name}.csv").write_parquet(made / "films" / f"{name}.parquet")
             (made / "films" / f"{name}.csv").unlink()
@@ -140,17 +149,20 @@ class Demo:
             return {
                 "data.url": self.database.url,
                 "data.password_file": made / "password",
-                "data.items": "items",
-                "data.interactions": "interactions",
+                **{f"data.{name}": name for name in TABLES},
             }
         kind = "parquet" if partner == "films" else "csv"
-        return {"data.items": made / f"items.{kind}", "data.interactions": made / f"interactions.{kind}"}
+        return {f"data.{name}": made / f"{name}.{kind}" for name in TABLES}
 
     def _ranges(self) -> dict[str, Any]:
         said: dict[str, Any] = {
             "agreed.max_sampling_rate": self.config.privacy.sampling_rate,
             "agreed.min_noise_multiplier": 0.3,
             "ceiling.delta": self.config.privacy.delta,
+            # sealed passports go from partner to partner; here through one folder, as if somebody carried them
+            "passports.automatic": "true",
+            "passports.outbox": self.post,
+            "passports.inbox": self.post,
         }
         return said if self.config.privacy.private else {**said, "agreed.test_builds": "true", "ceiling.epsilon": CEILING}
 
@@ -212,6 +224,11 @@ class Demo:
         """The run, to its last round."""
         words = ["run", self.home, self.wanted, "--wait-for", "all", "--json"]
         self.ended = json.loads(self.steps.run(Party.COORDINATOR, "isthmus-server", *words, shown=True))
+        passports = len(list(self.post.glob("*.passports")))
+        if passports != len(PARTNERS) * (len(PARTNERS) - 1):
+            raise FederationError(
+                f"{passports} files of passports were made, not one from each partner to each other", do=f"See {self.folder}."
+            )
         if self.ended["state"] != "finished" or sorted(self.ended["domains"]) != sorted(PARTNERS):
             raise FederationError(f"the run ended as {self.ended['state']}", do=f"Look at {self.home / 'logs'}.")
         spent = ", ".join("none" if value is None else f"{value:.3f}" for value in self.ended["epsilon"].values())

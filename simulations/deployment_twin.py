@@ -29,14 +29,17 @@ from .partners import make_ledger
 from .run_folder import RunFolder
 
 
-def twin(deployed: ClientSettings, base: Path) -> ClientSettings:
-    """The same domain with a home of its own and no coordinator."""
+def twin(deployed: ClientSettings, base: Path, post: Path) -> ClientSettings:
+    """The same domain with a home of its own and no coordinator; passports are handed over in ``post``."""
     copied = dataclasses.replace(
         deployed,
         base=base,
         server=ServerSettings(),
         data=dataclasses.replace(
             deployed.data, password_file=deployed.data.password_file and str(deployed.path(deployed.data.password_file))
+        ),
+        passports=dataclasses.replace(
+            deployed.passports, outbox=str(post), inbox=str(post), partners=str(deployed.path(deployed.passports.partners))
         ),
         text_cache=str(deployed.text_cache_path),
     )
@@ -61,7 +64,9 @@ def main(arguments: list[str]) -> None:
     config = RunConfig.from_toml((run / RUN_FILE).read_text(encoding="utf-8"))
     ours = RunFolder(folder / "in-process").create(config)
     partners = [ClientSettings.read(path) for path in sorted(folder.glob("*/partner.toml"))]
-    twins = [twin(each, (ours.clients / each.domain).absolute()) for each in partners]
+    post = (ours.path / "post").absolute()
+    post.mkdir()
+    twins = [twin(each, (ours.clients / each.domain).absolute(), post) for each in partners]
     federation.run(config, ours, "in-process", build_client_app(functools.partial(one_of, twins)), clients=len(twins))
     layers = [Checkpoints(place).newest()[0] for place in (run / "transfer_layer", ours.transfer_layer)]
     begun = Checkpoints(run / "transfer_layer").load(0)

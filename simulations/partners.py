@@ -80,7 +80,7 @@ def settle(
     Returns:
         The settings, sorted by domain: the order of Flower's partition ids.
     """
-    links = _links({domain: path / "interactions.csv" for domain, path in sources.items()})
+    links = linked({domain: path / "interactions.csv" for domain, path in sources.items()})
     post = folder.clients / ".post"
     post.mkdir(exist_ok=True)
     settled = []
@@ -194,7 +194,7 @@ def _introduce(settings: Sequence[ClientSettings]) -> None:
                 (folder / f"{one.domain}.json").write_text(public, encoding="utf-8")
 
 
-def _links(interactions: dict[str, Path]) -> dict[str, pl.DataFrame]:
+def linked(interactions: dict[str, Path]) -> dict[str, pl.DataFrame]:
     """Who is linked: a user id that two domains of a set share is one person. The link id is a token that both sides hold."""
     users = {}
     for domain, path in interactions.items():
