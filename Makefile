@@ -12,7 +12,7 @@ SET_UP := $(VENV)/.set-up
 MANIFESTS := pyproject.toml constraints.txt
 
 # One thread for each test process: DP-SGD on small tensors is slower with more, and results are equal on every machine.
-TEST := env OMP_NUM_THREADS=1 FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 HF_HUB_OFFLINE=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2
+TEST := env OMP_NUM_THREADS=1 FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 HF_HUB_OFFLINE=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --dist worksteal
 RUN := env FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 
 help: ## show the targets

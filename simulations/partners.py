@@ -22,7 +22,7 @@ from client.settings import (
     DataSettings,
     PassportSettings,
 )
-from shared.errors import DataError, UsageError
+from shared.errors import DataError, LedgerError, UsageError
 from shared.privacy.ledger import Ledger
 
 from .run_folder import RunFolder
@@ -127,7 +127,10 @@ def make_ledger(settings: ClientSettings, *, private: bool) -> None:
     """Creates the domain's ledger where there is none; one of an older format goes on in this one."""
     path, keys = settings.ledger_path, Keys.load_or_create(settings.at_home("keys"))
     if path.is_file():
-        Ledger.upgrade(path, signer=keys, why="a simulation goes on with this ledger")
+        try:
+            Ledger.upgrade(path, signer=keys, why="a simulation goes on with this ledger")
+        except LedgerError as error:
+            raise type(error)(f"domain '{settings.domain}': {error.what}", do=error.do) from None
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         ceiling = settings.ceiling

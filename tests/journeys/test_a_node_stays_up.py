@@ -27,7 +27,7 @@ from shared.privacy.signing import SigningPair
 from tests.journeys.guarded_loopback import BINARIES, Federation, free_port, write_app, write_certificates
 
 ROOT = Path(enrolling.__file__).parents[1]
-pytestmark = pytest.mark.journey
+pytestmark = [pytest.mark.journey, pytest.mark.slow]
 
 
 @dataclass

@@ -16,7 +16,7 @@ from client.allowed import AllowList
 from shared import bundle
 from tests.journeys.guarded_loopback import Federation, federation, write_app, write_certificates, write_node_key
 
-pytestmark = pytest.mark.journey
+pytestmark = [pytest.mark.journey, pytest.mark.slow]
 
 INVALID_FAB, LOAD_FAILED = 7, 1
 FIXED = {"code": LOAD_FAILED, "reason": "The app of this node could not be started."}

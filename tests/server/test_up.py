@@ -38,7 +38,7 @@ def programs(ours: Coordinated) -> dict[str, int]:
     return {name: one["pid"] for name, one in ours.status()["programs"].items()}
 
 
-@pytest.mark.journey
+@pytest.mark.slow
 def test_it_comes_up_admits_partners_restarts_what_dies_and_leaves_nothing(ours: Coordinated) -> None:
     home = ours.home.root
     ours.command("up", home, "--detach")
@@ -76,7 +76,7 @@ def test_it_comes_up_admits_partners_restarts_what_dies_and_leaves_nothing(ours:
     assert "does not answer" in ours.command("run", home, toml, code=16).stderr
 
 
-@pytest.mark.journey
+@pytest.mark.slow
 def test_a_supervisor_that_was_killed_leaves_nothing_that_the_next_one_trips_over(ours: Coordinated) -> None:
     ours.command("up", ours.home.root, "--detach")
     (supervisor,) = ours.pids("server.cli", "up", str(ours.home.root))
@@ -85,7 +85,7 @@ def test_a_supervisor_that_was_killed_leaves_nothing_that_the_next_one_trips_ove
     assert len(ours.pids("flower-superlink", str(ours.home.root))) == 1
 
 
-@pytest.mark.journey
+@pytest.mark.slow
 def test_in_the_foreground_a_signal_ends_it_and_its_processes(ours: Coordinated) -> None:
     enrolment.enroll(ours.home, partner_card())
     process = ours.start("up", [*COMMAND, "up", str(ours.home.root)])

@@ -71,7 +71,8 @@ def test_the_known_values(domain: Make, n: int, expected: float) -> None:
     (one,) = found.ledgers
     assert one.epsilons.pld == pytest.approx(expected, abs=1e-3)
     assert one.claim == one.epsilons.pld
-    assert one.epsilons.second == pytest.approx(expected, abs=0.012)  # PRV, a hundredth above, where an earlier test has asked it
+    # PRV, a hundredth above, where an earlier test has asked it; else the second PLD
+    assert (one.epsilons.second or one.epsilons.prv) == pytest.approx(expected, abs=0.012)
     assert (one.decided_by, one.steps, one.groups) == ("pld", n, ((0.05, 1.0, n),))
     assert found.agree, found.why
 
