@@ -96,7 +96,7 @@ class OneMessage:
             del sys.modules[name]  # the guard's own modules: the app's come from its bundle
         try:
             app = load_app(self._bundle.client_app, LoadClientAppError, folder)
-        except Exception as error:
+        except Exception as error:  # whatever a library says while it is imported, the server gets one fixed text
             raise LoadClientAppError(FAILED) from error
         except SystemExit as error:
             raise LoadClientAppError(FAILED) from error  # a library that ends the process while it is imported would leave no answer

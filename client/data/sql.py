@@ -102,7 +102,7 @@ class Snapshot:
         timer.start()
         try:
             yield
-        except Exception:
+        except Exception:  # a connection that was cut for being late fails in many ways; all others go on as they are
             if late.is_set():
                 raise TimeoutError from None
             raise

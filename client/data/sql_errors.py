@@ -102,7 +102,7 @@ def in_our_words(where: str, work: Callable[[], Result], *, connecting: bool = F
         said = _TOO_LONG
     except OSError:
         said = _DOWN if connecting else _CLOSED
-    except Exception as error:
+    except Exception as error:  # psycopg's own kinds, without importing what may not be installed; all others go on as they are
         if type(error).__module__.partition(".")[0] != "psycopg":
             raise
         said = _of_driver(error, connecting)
