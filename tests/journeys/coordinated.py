@@ -95,6 +95,13 @@ class Coordinated:
             )
         return self.processes[name]
 
+    def up(self, domain: str) -> None:
+        """`isthmus-client up`: a supervised node, which goes through the proxy as partners do."""
+        self.start(domain, [sys.executable, "-P", "-m", "client.cli", "up", str(self.toml(domain))])
+
+    def toml(self, domain: str) -> Path:
+        return self.partners[domain].base / "partner.toml"
+
     def start_node(self, domain: str) -> None:
         """A guarded SuperNode that speaks to the SuperLink directly: a proxy is not installed everywhere."""
         settings = self.partners[domain]
@@ -184,13 +191,17 @@ def coordinator(folder: Path, project: Path, *, domains: tuple[str, ...] = DOMAI
 
 
 @contextlib.contextmanager
-def federation(folder: Path, project: Path, **how: Any) -> Iterator[Coordinated]:
-    """A coordinator that is up, and its partners' nodes, connected."""
+def federation(folder: Path, project: Path, *, supervised: bool = False, **how: Any) -> Iterator[Coordinated]:
+    """A coordinator that is up, and its partners' nodes, connected.
+
+    Args:
+        supervised: nodes as `isthmus-client up` keeps them, through the proxy, which then has to be installed.
+    """
     ours = coordinator(folder, project, **how)
     try:
         ours.command("up", ours.home.root, "--detach")
         for domain in ours.partners:
-            ours.start_node(domain)
+            (ours.up if supervised else ours.start_node)(domain)
         ours.wait(lambda: {one["node"] for one in ours.status()["partners"]} == {"online"}, "not every node connected")
         yield ours
     finally:

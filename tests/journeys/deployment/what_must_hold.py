@@ -1,0 +1,31 @@
+"""What holds after every bad day: a ledger that verifies, and no debit that is missing or stands twice."""
+
+from __future__ import annotations
+
+from client.key_rotation import own_keys
+from shared.privacy.audit import verify
+from shared.privacy.findings import Status
+from shared.privacy.ledger import read_events
+from tests.journeys.coordinated import Coordinated
+
+
+def lost_attempts(ours: Coordinated, *, rounds: dict[str, int], reserve: int) -> dict[str, int]:
+    """Every ledger verifies against the coordinator's receipts and holds one plan; intents are commits and lost attempts, and no more.
+
+    Args:
+        rounds: commits that each domain has to have.
+        reserve: attempts that a run may lose.
+    Returns:
+        Lost attempts of each domain.
+    """
+    lost = {}
+    for domain, settings in ours.partners.items():
+        found = verify(settings.ledger_path, key=own_keys(settings).verify_key, receipts=ours.home.receipts)
+        assert found.status is Status.INTACT, (domain, found.findings)
+        kinds = [event.kind for event in read_events(settings.ledger_path)]
+        intents, commits = kinds.count("intent"), kinds.count("commit")
+        assert kinds.count("schedule") <= 1, domain
+        assert commits == rounds[domain], (domain, kinds)
+        assert 0 <= intents - commits <= reserve, (domain, kinds)
+        lost[domain] = intents - commits
+    return lost
