@@ -160,8 +160,20 @@ class Coordinated:
                     process.wait(20)
 
 
-def coordinator(folder: Path, project: Path, *, domains: tuple[str, ...] = DOMAINS, agreed: Mapping[str, Any] | None = None) -> Coordinated:
-    """A home with partners who are enrolled, have joined, and allow the bundle of this checkout. Nothing runs yet."""
+def coordinator(
+    folder: Path,
+    project: Path,
+    *,
+    domains: tuple[str, ...] = DOMAINS,
+    agreed: Mapping[str, Any] | None = None,
+    own: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Coordinated:
+    """A home with partners who are enrolled, have joined, and allow the bundle of this checkout. Nothing runs yet.
+
+    Args:
+        agreed: dotted keys of every partner.toml.
+        own: by domain, dotted keys of its partner.toml; an empty value takes a key out.
+    """
     home = new_home(folder / "coordinator")
     scenario = load("demo", seed=0, overrides=TINY)
     write_synthetic(folder / "data", scenario.synthetic, 0)
@@ -178,6 +190,7 @@ def coordinator(folder: Path, project: Path, *, domains: tuple[str, ...] = DOMAI
             "ceiling.delta": 1e-6,
             "agreed.max_sampling_rate": 0.5,
             **(agreed or {}),
+            **((own or {}).get(domain, {})),
         }
         begun = enrolling.begin(folder / domain, domain=domain, changes=changes, with_ledger=True)
         enrolment.enroll(home, begun.card)
