@@ -12,13 +12,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shared.errors import LedgerError, UsageError
+from shared.errors import LedgerBroken, LedgerError, UsageError
 from shared.privacy.ledger import Ledger
 from shared.privacy.ledger_schema import FORMAT, LONGEST_TEXT, UNSIGNED_FORMAT, Event
 
 from .durable_files import storage_errors
 from .key_rotation import own_keys
 from .keys import PublicKeys
+from .ledger_loss import RESTART, why_lost
 from .settings import ClientSettings
 
 MEANS_RAISED = (
@@ -103,7 +104,8 @@ def create(settings: ClientSettings) -> PublicKeys:
     """Makes this domain's keys, where there are none, and its ledger, from the ceiling in the settings.
 
     Raises:
-        LedgerError: there is a ledger, or the remains of one.
+        LedgerError: there is a ledger.
+        LedgerBroken: there was one, and it is lost.
     """
     path = settings.ledger_path
     if path.exists():
@@ -111,9 +113,8 @@ def create(settings: ClientSettings) -> PublicKeys:
             "A domain has one ledger for life: see it with isthmus-client ledger show. Its ceiling is changed by ledger raise-ceiling only."
         )
         raise LedgerError(f"there is a ledger already: {path}", do=do)
-    if lost := remains_of(path):
-        do = "Begin again with isthmus-client ledger restart: what the lost ledger permitted counts as spent."
-        raise LedgerError(f"a ledger of this place was lost before: {lost[-1].name}", do=do)
+    if lost := why_lost(settings):
+        raise LedgerBroken(lost, do=RESTART)
     keys = own_keys(settings)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     ceiling = settings.ceiling
@@ -258,16 +259,6 @@ def check_words(**words: str) -> None:
             raise UsageError(f"--{name} is empty", do="Reports show who decided, and why: say so in a few words.")
         if len(text) > LONGEST_TEXT or not all(c.isprintable() or c == "\n" for c in text):
             raise UsageError(f"--{name} is longer than {LONGEST_TEXT} characters, or holds some that cannot be printed")
-
-
-def remains_of(path: Path) -> list[Path]:
-    """Ledgers of this place that were lost and moved aside, oldest first."""
-    found = {}
-    for one in path.parent.glob(f"{path.name}.lost-*"):
-        number = one.name.removeprefix(f"{path.name}.lost-")
-        if number.isdecimal():
-            found[int(number)] = one
-    return [found[number] for number in sorted(found)]
 
 
 def _publish(path: Path, data: bytes) -> None:

@@ -22,8 +22,9 @@ from shared.privacy.ledger import Ledger
 from .durable_files import storage_errors
 from .key_rotation import one_at_a_time, own_keys
 from .keys import Keys
-from .ledger_life import check_words, remains_of
+from .ledger_life import check_words
 from .ledger_lookup import check_last_receipt
+from .ledger_loss import remains_of
 from .settings import ClientSettings
 
 if TYPE_CHECKING:

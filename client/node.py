@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.errors import ConfigError, IsthmusError
+from shared.errors import ConfigError, IsthmusError, LedgerBroken
 from shared.privacy.manifest import LEFT, ManifestLine, read_line
 from shared.process_lock import running
 from shared.supervision import STARTED, Backoff, Program, Supervisor, last_line, tell_on_stderr
@@ -42,11 +42,12 @@ def check_ready(settings: ClientSettings) -> None:
         ConfigError: the domain has not joined, or a file is missing.
         DataError: the node's key cannot be used.
         PassportError: others may read the keys.
-        LedgerError: there is no ledger, or it cannot be used.
+        LedgerBroken: the ledger is gone.
     """
     from .enrolling import public_node_key
     from .flower_internals import verify
     from .keys import KEY_FILE, Keys
+    from .ledger_loss import RESTART, why_lost
 
     if not settings.server.address or not settings.server.coordinator_key:
         raise ConfigError("partner.toml names no server, or no key of its coordinator", do=_JOIN)
@@ -57,6 +58,8 @@ def check_ready(settings: ClientSettings) -> None:
     if settings.node_key_path.stat().st_mode & 0o077:
         raise ConfigError("the node's key can be read by others than its owner", do=f"chmod 600 '{settings.node_key_path}'")
     if not settings.ledger_path.exists():
+        if lost := why_lost(settings):
+            raise LedgerBroken(lost, do=RESTART)
         raise ConfigError(
             "there is no ledger yet", do="Decide about [ceiling] in partner.toml, then: isthmus-client ledger create PARTNER_TOML"
         )

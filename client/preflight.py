@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.errors import IsthmusError
+from shared.errors import IsthmusError, LedgerBroken, NewerLedger, UnknownEvent
 
 from .check_line import Line
 from .settings import ClientSettings
@@ -229,16 +229,25 @@ def _keys(settings: ClientSettings) -> Iterator[Line]:
 def _ledger(settings: ClientSettings) -> Iterator[Line]:
     from .keys import KEY_FILE, Keys
     from .ledger_life import overview
+    from .ledger_loss import RESTART, why_lost, why_older
 
     path = settings.at_home("keys") / KEY_FILE
     if not settings.ledger_path.exists():
-        yield Line.red(
-            "ledger", "there is no ledger yet", "Decide about [ceiling] in partner.toml, then: isthmus-client ledger create PARTNER_TOML"
-        )
+        lost = why_lost(settings)
+        create = "Decide about [ceiling] in partner.toml, then: isthmus-client ledger create PARTNER_TOML"
+        yield Line.red("ledger", lost or "there is no ledger yet", RESTART if lost else create)
         return
-    found = overview(settings)
+    try:
+        found = overview(settings)
+    except (NewerLedger, UnknownEvent):
+        raise  # of a newer isthmus: not lost
+    except LedgerBroken as error:
+        yield Line.red("ledger", error.what, RESTART)
+        return
     if found.domain != settings.domain:
         yield Line.red("ledger", f"it belongs to the domain '{found.domain}'", "Name the ledger of this domain in partner.toml.")
+    elif older := why_older(settings):
+        yield Line.red("ledger", older, RESTART)
     elif not found.keys:
         yield Line.red("ledger", "it is of a format without signatures", "isthmus-client ledger upgrade PARTNER_TOML")
     elif path.exists() and found.keys[-1][1] != Keys.load(path).verify_key:

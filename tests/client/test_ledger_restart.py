@@ -12,8 +12,9 @@ import pytest
 
 from client.key_rotation import own_keys, rotate
 from client.keys import KEY_FILE, Keys
-from client.ledger_life import create, raise_ceiling, remains_of
+from client.ledger_life import create, raise_ceiling
 from client.ledger_lookup import check_last_receipt
+from client.ledger_loss import remains_of
 from client.ledger_restart import Restarted, restart
 from client.settings import ClientSettings
 from shared.errors import ForeignReceipts, LedgerError, LedgerLocked, NewerLedger, UsageError

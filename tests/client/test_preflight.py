@@ -191,6 +191,11 @@ def gone(settings: ClientSettings) -> None:
     settings.ledger_path.unlink()
 
 
+def never_made(settings: ClientSettings) -> None:
+    for path in settings.ledger_path.parent.glob("ledger.sqlite*"):
+        path.unlink()
+
+
 def of_another_domain(settings: ClientSettings) -> None:
     edit(settings.base / "partner.toml", 'domain = "books"', 'domain = "films"')
 
@@ -206,7 +211,7 @@ def empty(settings: ClientSettings) -> None:
 @pytest.mark.parametrize(
     ("wrong", "what"),
     [
-        (gone, "no ledger yet"),
+        (never_made, "no ledger yet"),
         (used_up, "the budget is used up: epsilon 8.00 of 8.01"),
         (empty, ""),
         (broken, ""),
