@@ -35,6 +35,7 @@ from shared.errors import ConfigError, Refusal, StorageError
 from .allowed import FILE, AllowList
 from .durable_files import storage_errors, write_file
 from .flower_internals import verify
+from .node_check import check_port
 from .settings import ClientSettings
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ REFUSED_FILE = "refused.jsonl"
 MAX_REFUSED_BYTES = 16 * 1024 * 1024
 PRELOAD = "torch,opacus"
 """Libraries that the waiting app process imports ahead of its message; the app itself is imported after its bundle was admitted."""
+OURS = "The guarded SuperNode"
+"""How what the guard says about the node's end begins."""
 _LOOPBACK = "127.0.0.1"
 _TASK = "flwr-serverapp"
 
@@ -247,6 +250,7 @@ def serve(options: argparse.Namespace) -> None:
     verify()
     check_app_imports()
     AllowList(home / FILE).decisions()
+    check_port(options.port)
     port = options.port or _free_port()
     secret = home / "flower" / "executor.secret"
     write_file(secret, secrets.token_bytes(32))
@@ -261,7 +265,9 @@ def serve(options: argparse.Namespace) -> None:
     try:
         flower_supernode()
         # Flower logs what broke the loop of its node and returns; its HTTP server would keep the process, which asks for messages no more.
-        flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, "The SuperNode stopped asking for messages.")
+        flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, f"{OURS} stopped asking for messages.")
+    except Exception as error:  # whatever it is: without an exit of Flower's own, that server keeps a process that nobody starts again
+        flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, f"{OURS} broke: {type(error).__name__}: {error}")
     finally:
         executor.stop()
         with contextlib.suppress(OSError):

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.errors import ConfigError, IsthmusError, LedgerBroken
+from shared.errors import ConfigError, IsthmusError, LedgerBroken, LedgerError, WrongKey
 from shared.privacy.manifest import LEFT, ManifestLine, read_line
 from shared.process_lock import running
 from shared.supervision import STARTED, Backoff, Program, Supervisor, last_line, tell_on_stderr
 
 from .allowed import FILE, AllowList
-from .bundle_guard import REFUSED_FILE, command
+from .bundle_guard import OURS, REFUSED_FILE, command
 from .settings import ClientSettings
 
 NODE = "supernode"
@@ -26,7 +26,15 @@ _STOP_S = 30.0
 """Flower tells the server that the node leaves, and the executor ends its processes: seconds, and more on a machine that is busy."""
 _JOIN = "Take the coordinator's card: isthmus-client join FOLDER JOIN.json"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_EXIT_CODE = re.compile(r"Exit Code: (\d+)\s*\n(.*)")
+_EXIT_CODE = re.compile(r"Exit Code: (\d+)\s*\n(.*)(?:\n(.*))?")
+_OWN_ERROR = re.compile(r"^\w+Error: .*(?:\n  .*)?", re.MULTILINE)
+_NO_CONNECTION = "Failed to initialize the connection"
+_IN_ORDER = "SuperNode terminated gracefully"
+_DECLINED = (
+    "ended in order: the server refused what this node signed (is this machine's clock right, and does the coordinator know its key?), or "
+    "somebody ended it; isthmus-client check says more"
+)
+_TLS_HINT = "isthmus-client check says what is wrong with the server's certificate"
 _OFFLINE_HINT = (
     "either the coordinator does not know this node's key, or it still takes the node for online after a crash; this ends by itself"
 )
@@ -39,22 +47,26 @@ def check_ready(settings: ClientSettings) -> None:
     """What has to be there before anything is tried for ever.
 
     Raises:
-        ConfigError: the domain has not joined, or a file is missing.
-        DataError: the node's key cannot be used.
+        ConfigError: the domain has not joined, or a file is missing or damaged.
+        DataError: the node's key cannot be used, or is another's.
         PassportError: others may read the keys.
-        LedgerBroken: the ledger is gone.
+        LedgerError: the ledger is gone, cannot be used, or is another domain's.
+        WrongKey: it is signed with another key than this domain's.
     """
-    from .enrolling import public_node_key
     from .flower_internals import verify
+    from .key_rotation import NEXT
     from .keys import KEY_FILE, Keys
+    from .ledger_life import overview
     from .ledger_loss import RESTART, why_lost
+    from .node_check import check_authority, check_node_key
 
     if not settings.server.address or not settings.server.coordinator_key:
         raise ConfigError("partner.toml names no server, or no key of its coordinator", do=_JOIN)
     if not settings.ca_path.is_file():
         raise ConfigError(f"there is no certificate {settings.ca_path.name} of the coordinator's authority", do=_JOIN)
-    Keys.load(settings.at_home("keys") / KEY_FILE)
-    public_node_key(settings.node_key_path)
+    check_authority(settings.ca_path)
+    keys = Keys.load(settings.at_home("keys") / KEY_FILE)
+    check_node_key(settings)
     if settings.node_key_path.stat().st_mode & 0o077:
         raise ConfigError("the node's key can be read by others than its owner", do=f"chmod 600 '{settings.node_key_path}'")
     if not settings.ledger_path.exists():
@@ -63,6 +75,13 @@ def check_ready(settings: ClientSettings) -> None:
         raise ConfigError(
             "there is no ledger yet", do="Decide about [ceiling] in partner.toml, then: isthmus-client ledger create PARTNER_TOML"
         )
+    found = overview(settings)
+    if found.domain != settings.domain:
+        raise LedgerError(f"the ledger belongs to the domain '{found.domain}'", do="Name the ledger of this domain in partner.toml.")
+    cut_off = (settings.at_home("keys") / NEXT).exists()  # a change of keys, which the next use of them finishes
+    if found.keys and found.keys[-1][1] != keys.verify_key and not cut_off:
+        do = "Put the right keys and the right ledger together again."
+        raise WrongKey("the ledger is signed with another key than this domain's", do=do)
     AllowList(settings.at_home(FILE)).decisions()
     verify()
 
@@ -113,18 +132,23 @@ def folder_of(settings: ClientSettings) -> Path:
 
 
 def why_it_ended(log: str) -> str:
-    """The last words of a SuperNode, or Flower's exit code with its first line.
+    """Why a SuperNode ended: Flower's exit code with what it said, our own error, a refusal by the server, or its last words.
 
     >>> why_it_ended("ERROR : Exit Code: 302\\nNode authentication requires a key\\nsomething else")
     'Flower ended with code 302: Node authentication requires a key'
     """
     plain = _COLOURS.sub("", log)
-    codes = list(_EXIT_CODE.finditer(plain))
-    if not codes:
-        return last_line(plain)
-    code, said = codes[-1][1], codes[-1][2].strip()[:200]
-    hint = f" ({_OFFLINE_HINT})" if code == "305" else ""
-    return f"Flower ended with code {code}: {said}{hint}"
+    codes, errors = list(_EXIT_CODE.finditer(plain)), _OWN_ERROR.findall(plain)
+    if codes:
+        code, said = codes[-1][1], codes[-1][2].strip()[:200]
+        if said.startswith(_NO_CONNECTION):  # the next line says why
+            said += f" {(codes[-1][3] or '').strip()[:200]}"
+        if code != "305" or said.startswith(OURS):
+            return f"Flower ended with code {code}: {said}"
+        return f"Flower ended with code {code}: {said} ({_TLS_HINT if 'CERTIFICATE_VERIFY_FAILED' in said else _OFFLINE_HINT})"
+    if errors:
+        return " ".join(str(errors[-1]).split())[:400]
+    return _DECLINED if _IN_ORDER in plain else last_line(plain)
 
 
 # --- what can be said from outside -----------------------------------------------------------------------------------------------------

@@ -76,6 +76,7 @@ def preflight(partner_toml: Path, *, data: bool = True, server: bool = True, tol
             "disk": _disk,
             "permissions": _permissions,
             "keys": _keys,
+            "port": _port,
             "ledger": _ledger,
             "bundle": _bundle,
             "text model": _text_model,
@@ -210,9 +211,9 @@ def _names(paths: list[Path]) -> str:
 
 
 def _keys(settings: ClientSettings) -> Iterator[Line]:
-    from .enrolling import public_node_key
     from .key_rotation import NEXT
     from .keys import KEY_FILE, Keys
+    from .node_check import check_node_key
 
     path = settings.at_home("keys") / KEY_FILE
     if path.with_name(NEXT).exists():
@@ -222,8 +223,20 @@ def _keys(settings: ClientSettings) -> Iterator[Line]:
         yield Line.red("keys", "this domain has no keys yet", "Make them: isthmus-client init FOLDER --domain NAME")
         return
     fingerprint = Keys.load(path).public(settings.domain).fingerprint
-    public_node_key(settings.node_key_path)
+    check_node_key(settings)
     yield Line.green("keys", f"fingerprint {fingerprint}")
+
+
+def _port(settings: ClientSettings) -> Iterator[Line]:
+    """Of the node's own processes, where it was chosen and no node of this domain holds it."""
+    from shared.process_lock import running
+
+    from .node_check import check_port
+
+    port = settings.server.port
+    if port and running(settings.path(settings.home)) is None:
+        check_port(port)
+        yield Line.green("port", f"{port} is free for the node's own processes")
 
 
 def _ledger(settings: ClientSettings) -> Iterator[Line]:

@@ -55,7 +55,7 @@ def check_server(address: str, ca: Path) -> Iterator[Line]:
         context = _context(ca)
     except (OSError, ssl.SSLError) as error:
         what = f"the authority's certificate {ca.name} cannot be used: {_words(error)}"
-        yield Line.red("server", what, f"Take the coordinator's card anew: {_JOIN}")
+        yield Line.red("server", what, f"Move it away if it is there, and take the coordinator's card anew: {_JOIN}")
         return
     reached = _reached(host, port)
     yield reached

@@ -15,7 +15,7 @@ from .answers import AsJson, Debug, Settings, answer, epilog, libraries_on_stder
 if TYPE_CHECKING:
     from ..node import Status
 
-UP_EPILOG = epilog(0, 1, 2, 3, 4, 6, 7, 9, 12, 130)
+UP_EPILOG = epilog(0, 1, 2, 3, 4, 6, 7, 9, 12, 18, 19, 20, 21, 22, 24, 130)
 STATUS_EPILOG = epilog(0, 1, 2, 3, 130)
 
 
@@ -113,6 +113,9 @@ def _running(found: Status) -> str:
     if node.get("pid"):
         said += f"; SuperNode {'connected' if found.connected else 'NOT CONNECTED'}, running since {node.get('since_utc')}"
         said += f", started {node.get('starts')} times"
+        if not found.connected:
+            why = f"; its last start {node['last_why']}" if node.get("last_why") else ""
+            said += f"{why}; isthmus-client check PARTNER_TOML looks for the reason"
     elif node.get("last_why"):
         said += f"; SuperNode waits until {node.get('next_start_utc')}: {node.get('last_why')}"
     return said

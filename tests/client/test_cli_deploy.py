@@ -18,7 +18,8 @@ import pytest
 from client import cli, node
 from client.bundle_guard import REFUSED_FILE, append
 from client.egress_manifest import Manifest
-from client.enrolling import begin
+from client.enrolling import begin, make_node_key
+from client.keys import Keys
 from client.node import status, why_it_ended
 from client.settings import ClientSettings
 from shared.enrolment import PartnerCard
@@ -142,6 +143,14 @@ def _unsigned(toml: Path) -> None:
     toml.write_text(toml.read_text().replace(settings.server.coordinator_key, ""))
 
 
+def _another_node_key(toml: Path, *names: str) -> None:
+    """The key of another partner, brought over by mistake."""
+    folder = toml.parent / "home/keys"
+    make_node_key(folder / "another")
+    for name in names:
+        (folder / name.replace("node", "another")).replace(folder / name)
+
+
 @pytest.mark.parametrize(
     ("wrong", "code"),
     [
@@ -149,11 +158,16 @@ def _unsigned(toml: Path) -> None:
         (_unsigned, 3),
         (lambda toml: toml.write_text("domain = "), 3),
         (lambda toml: (toml.parent / "home/server-ca.crt").unlink(), 3),
+        (lambda toml: (toml.parent / "home/server-ca.crt").write_text("-----BEGIN CERTIFICATE-----"), 3),
         (lambda toml: (toml.parent / "home/keys/node").chmod(0o644), 3),
         (lambda toml: (toml.parent / "home/keys/node").write_bytes(b"x"), 4),
+        (lambda toml: _another_node_key(toml, "node"), 4),
+        (lambda toml: _another_node_key(toml, "node", "node.pub"), 4),
         (lambda toml: (toml.parent / "home/keys/partner.keys").chmod(0o644), 12),
         (lambda toml: (toml.parent / "home/keys/partner.keys").unlink(), 6),
-        (lambda toml: (toml.parent / "home/ledger.sqlite").unlink(), 3),
+        (lambda toml: Keys.write_new(toml.parent / "home/keys/partner.keys"), 24),
+        (lambda toml: toml.write_text(toml.read_text().replace('domain = "books"', 'domain = "films"')), 7),
+        (lambda toml: (toml.parent / "home/ledger.sqlite").unlink(), 9),
         (lambda toml: (toml.parent / "home/allowed.json").write_text("{"), 3),
     ],
 )
@@ -231,8 +245,31 @@ def test_the_last_words_of_flower_are_told_by_code_and_reason() -> None:
     log = "\x1b[92mINFO\x1b[0m :      Starting\n\x1b[91mERROR\x1b[0m :     Exit Code: 305\nNo connection.\nIt could not ...\n\nsee <https://flower.example>"
 
     assert why_it_ended(log).startswith("Flower ended with code 305: No connection. (either the coordinator does not know")
-    assert why_it_ended("ConfigError: Flower 9 is installed\n  Install it anew") == "Install it anew"
+    assert why_it_ended("ConfigError: Flower 9 is installed\n  Install it anew\n") == "ConfigError: Flower 9 is installed Install it anew"
     assert why_it_ended("") == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "why", "hint"),
+    [
+        ("Failed to initialize the connection to it.\n[SSL: CERTIFICATE_VERIFY_FAILED] has expired", "has expired", "certificate"),
+        ("Failed to initialize the connection to it.\n[code: 2004] Failed to activate SuperNode.", "[code: 2004]", "does not know"),
+        ("The guarded SuperNode broke: ValueError: no such thing", "no such thing", ""),
+    ],
+)
+def test_the_hint_is_for_what_went_wrong(said: str, why: str, hint: str) -> None:
+    words = why_it_ended(f"ERROR : Exit Code: 305\n{said}\nThe SuperNode could not establish a connection to the SuperLink.\n\n")
+
+    assert why in words
+    assert hint in words
+    assert ("certificate" in words, "does not know" in words) == (hint == "certificate", hint == "does not know")
+
+
+def test_a_node_that_the_server_refused_ends_in_order_and_that_is_said() -> None:
+    said = why_it_ended("INFO : SuperNode terminated gracefully.\nINFO: Finished server process [1]\n")
+
+    assert "the server refused what this node signed" in said
+    assert "clock" in said
 
 
 # --- status ----------------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from client import preflight as module
 from client.allowed import FILE, AllowList
 from client.check_line import Line
 from client.commands.check import NOT_READY
-from client.enrolling import begin, join
+from client.enrolling import begin, join, make_node_key
 from client.key_rotation import own_keys
 from client.preflight import free_memory, name_conflicts, preflight
 from client.settings import ClientSettings
@@ -147,6 +147,30 @@ def test_keys_that_are_damaged_or_gone_are_red(toml: Path, name: str, content: b
     path.unlink() if content is None else path.write_bytes(content)
 
     assert "keys" in red(toml)
+
+
+def test_the_node_key_of_another_partner_is_red_until_the_own_one_is_back(toml: Path, tmp_path: Path) -> None:
+    """With it this node would be admitted as that partner's."""
+    folder = toml.parent / "home/keys"
+    make_node_key(tmp_path / "node")
+    own = {name: (folder / name).read_bytes() for name in ("node", "node.pub")}
+    shutil.copy(tmp_path / "node", folder / "node")
+    assert "'node' and 'node.pub' beside it do not belong together" in red(toml)["keys"].what
+
+    shutil.copy(tmp_path / "node.pub", folder / "node.pub")
+    assert "not the one of PARTNER.json, by which the coordinator knows this node" in red(toml)["keys"].what
+
+    for name, data in own.items():
+        (folder / name).write_bytes(data)
+    assert "keys" not in red(toml)
+
+
+def test_a_port_of_the_node_that_something_else_holds_is_red(toml: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        edit(toml, "at each start (0 to 65535)\nport = 0", f"at each start (0 to 65535)\nport = {port}")
+        assert f"port {port} of 127.0.0.1 cannot be used" in red(toml)["port"].what
+    assert "port" not in red(toml)
 
 
 def test_a_change_of_keys_that_was_cut_off_is_red_and_the_command_for_it_helps(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
