@@ -6,7 +6,7 @@ code            a reply was dropped because
 no-reply        none came in time
 error           the client's code raised; Flower's text is not kept
 unavailable     the client answered with its fixed failure
-refused-CODE    the client declined, with one of `REFUSAL_CODES`
+refused-CODE    the client declined, with one of `REFUSAL_CODES`; its guard says ``bundle``, before any of our code runs
 malformed       records, names, shapes, dtypes, ranges or finiteness are not those of the schema
 stale           it belongs to another run, round or configuration
 digest          the digest of its arrays is not the one in its receipt
@@ -28,6 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 
 from shared import wire
 from shared.config import RunConfig
@@ -62,6 +63,8 @@ class Admission:
         """Reads any reply by the schema of its kind; failures and refusals become `Inadmissible`."""
         if message.metadata.message_type != kind:
             raise Inadmissible("malformed", "the reply is of another kind than the question")
+        if message.has_error() and message.error.code == ErrorCode.INVALID_FAB:
+            raise Inadmissible("refused-bundle")
         if message.has_error() or not message.has_content():
             raise Inadmissible("error")
         try:

@@ -2,9 +2,10 @@
 
 In a deployment ``run`` in Flower's run configuration names a run folder that `server.runs` made on this host, which holds ``run.toml``; or
 any TOML file, whose run folder is ``runs/NAME`` beside it. Beside the TOML file may lie ``partners.toml`` (who is enrolled, see
-`server.partners`), and ``receipts.json`` keeps the last receipt of every domain from run to run. Where ``coordinator.keys`` lies there too,
-the run is signed with it, for the bundle whose digest ``bundle.sha256`` holds (see `server.run_contract`). Each of them may be a link.
-Where the run folder holds an unfinished run of the same configuration it is resumed, so after a crash the same command goes on.
+`server.partners`) and ``nodes.json`` (which node is whose, see `server.nodes`), and ``receipts.json`` keeps the last receipt of every
+domain from run to run. Where ``coordinator.keys`` lies there too, the run is signed with it, for the bundle whose digest ``bundle.sha256``
+holds (see `server.run_contract`). Each of them may be a link. Where the run folder holds an unfinished run of the same configuration it is
+resumed, so after a crash the same command goes on.
 """
 
 from __future__ import annotations
@@ -82,10 +83,12 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Runs what ``run`` names."""
+    import functools
     import json
 
     from shared.config import RunConfig
 
+    from . import nodes
     from .checkpoints import Checkpoints, replace_file
     from .journal import keeping
     from .partners import Partners
@@ -102,6 +105,7 @@ def main(grid: Grid, context: Context) -> None:
         replace_file(folder / "config.toml", config.to_toml().encode())
         enrolled = source.with_name("partners.toml")
         partners = Partners.from_toml(_read(enrolled)) if enrolled.is_file() else Partners()
+        partners.registered = functools.partial(nodes.read, source.with_name(nodes.NODES_FILE))
         resume = bool(Checkpoints(folder / "transfer_layer").rounds())
         receipts = source.with_name(RECEIPTS_FILE).resolve()  # it is replaced as a whole, and a link must stay one
         how = {"partners": partners, "receipts": receipts, "signing": Signing.beside(source), "progress": journal.progress}

@@ -8,7 +8,7 @@
     keys/                coordinator.keys: signs contracts   secrets/       superexec: lets the executors of this machine in
     proxy/               nginx.conf, and what nginx needs    partners/      DOMAIN.json, DOMAIN.pub of each enrolled partner
     partners.toml        ceilings and keys, for runs         receipts.json  the last receipt of every domain
-    bundles/  runs/  superlink/state.db  flower/  logs/  up.json            written by `up` and `run`
+    bundles/  runs/  superlink/(state.db, nodes.json)  flower/  logs/  up.json     written by `up` and `run`
 
 Nothing that is there is ever overwritten, but for what follows from ``server.toml``: the proxy's configuration and the cards for partners.
 A home that a crash left half made is finished by calling `init` again.
@@ -29,6 +29,7 @@ from shared.errors import ConfigError
 
 from . import certificates, proxy
 from .contract_key import KEY_FILE, CoordinatorKey
+from .nodes import NODES_FILE
 from .private_files import check_private, create_file, locked, make_folder, replace_file
 from .settings import ServerSettings
 
@@ -287,6 +288,11 @@ class Home:
     def superlink_state(self) -> Path:
         """SQLite file of the SuperLink."""
         return self.root / "superlink" / "state.db"
+
+    @property
+    def nodes_file(self) -> Path:
+        """Which node is whose, see `server.nodes`."""
+        return self.superlink_state.with_name(NODES_FILE)
 
     @property
     def flower(self) -> Path:

@@ -11,8 +11,9 @@ import fcntl
 import json
 import logging
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,11 @@ JOURNAL_FILE, LOCK_FILE = "journal.jsonl", "serverapp.lock"
 BEGUN, STAGE, NOTE, FINISHED, FAILED = "begun", "stage", "note", "finished", "failed"
 _PATIENCE_S = 20.0
 _LONGEST_NOTE = 500
+_LEFT_OUT = re.compile(
+    r"[a-z.]+: (?P<domain>\S+) is left out(?: of the run)? \((?P<code>[a-z-]+)\)"
+    r"|round [0-9]+: reply of (?P<dropped>\S+) is dropped \((?P<refusal>refused-[a-z]+)\)"
+)
+"""What `server.strategy` says of whoever it asks no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,21 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._journal.append(NOTE, text=record.getMessage()[:_LONGEST_NOTE])
+
+
+def left_out(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Who does not take part in the rest of a run, and by which code: by the notes since its ServerApp last began.
+
+    >>> left_out([{"event": "note", "text": "hello: films is left out (refused-range)"}])
+    {'films': 'refused-range'}
+    """
+    found: dict[str, str] = {}
+    for line in lines:
+        if line["event"] == BEGUN:
+            found = {}
+        elif line["event"] == NOTE and (said := _LEFT_OUT.fullmatch(str(line.get("text", "")))):
+            found[said["domain"] or said["dropped"]] = said["code"] or said["refusal"]
+    return found
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,10 @@ class Agreement:
             raise ConfigError("'verify_key' is not a public key of 64 small hex digits", do="Copy it from the partner's public keys.")
 
 
+def _nobody_is() -> None:
+    return None
+
+
 @dataclass(slots=True, kw_only=True)
 class Partners:
     """The register of one run. Without agreements anybody may take part and no ceiling is checked (simulations).
@@ -34,10 +38,12 @@ class Partners:
     Args:
         agreements: by domain; None where enrolment is open.
         receipts: the last one of each domain, from this run or an earlier one.
+        registered: asked for node -> domain as the SuperLink admitted them, by their keys; None where nobody is admitted by key.
     """
 
     agreements: Mapping[str, Agreement] | None = None
     receipts: dict[str, SignedReceipt] = field(default_factory=dict)
+    registered: Callable[[], Mapping[int, str] | None] = _nobody_is
     _domains: dict[int, str] = field(default_factory=dict)
 
     @classmethod
@@ -85,14 +91,22 @@ class Partners:
         last = self.receipts.get(domain)
         return agreed or (None if last is None else last.verify_key)
 
+    def registered_as(self, node: int) -> str | None:
+        """The domain whose key a node proved to hold when it connected; None where nobody knows."""
+        known = self.registered()
+        return None if known is None else known.get(node)
+
     def pin(self, node: int, domain: str, connected: Iterable[int]) -> None:
         """Remembers that this node speaks for this domain, for the rest of the run.
 
         Raises:
-            AdmissionRefused: the domain is not enrolled, or another connected node speaks for it, or this node spoke for another one.
+            AdmissionRefused: the domain is not enrolled, or is not the one whose key the node holds, or another connected node speaks for
+                it, or this node spoke for another one.
         """
         if self.agreements is not None and domain not in self.agreements:
             raise AdmissionRefused("a node speaks for a domain that is not enrolled", do="Enrol the partner first.")
+        if self.registered() is not None and self.registered_as(node) != domain:
+            raise AdmissionRefused("a node speaks for another domain than the one whose key it holds")
         if self._domains.get(node, domain) != domain:
             raise AdmissionRefused("a node changed its domain during a run")
         holders = [other for other, name in self._domains.items() if name == domain and other != node]

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared.console import guarded
-from shared.errors import ConfigError, FederationError
+from shared.errors import ConfigError, FederationError, StorageError
 
+from . import nodes as nodes_file
 from .enrolment import cards
 from .home import Home
 from .submission import Control, Declined, Node, key_bytes
@@ -44,6 +45,7 @@ class Registrar:
         Raises:
             FederationError: the SuperLink does not answer.
             ConfigError: a partner's card cannot be read, or something else answers in the SuperLink's place.
+            StorageError: which node is whose cannot be written down.
         """
         wanted = {key_bytes(card.node_key): domain for domain, card in cards(self.home).items()}
         nodes = self.control.nodes()
@@ -53,15 +55,18 @@ class Registrar:
                 self.control.unregister(node.node_id)
                 self._connected.pop(node.name, None)
                 self.say(f"{node.name or node.node_id}: its node is no longer admitted")
+        admitted = [node for node in nodes if wanted.get(node.public_key) == node.name]
+        whose = {node.node_id: node.name for node in admitted}
         for key, domain in sorted(wanted.items(), key=lambda item: item[1]):
-            if key not in known:
-                self._register(key, domain)
-        self._note([node for node in nodes if wanted.get(node.public_key) == node.name])
+            if key not in known and (node_id := self._register(key, domain)) is not None:
+                whose[node_id] = domain
+        nodes_file.write(self.home.nodes_file, whose)
+        self._note(admitted)
 
-    def _register(self, key: bytes, domain: str) -> None:
+    def _register(self, key: bytes, domain: str) -> int | None:
         node_key = cards(self.home)[domain].node_key
         try:
-            self.control.register(node_key, domain)
+            node_id = self.control.register(node_key, domain)
         except Declined as error:
             line = f"{domain}: its node could not be admitted: {error.what}. A key once removed is never taken again"
             if line not in self._said:
@@ -69,6 +74,8 @@ class Registrar:
                 self.say(line)
         else:
             self.say(f"{domain}: its node is admitted (key {key.hex()[-8:]})")
+            return node_id
+        return None
 
     def _note(self, nodes: Sequence[Node]) -> None:
         for node in nodes:
@@ -85,7 +92,7 @@ def keep(home: Home, say: Callable[[str], None]) -> None:
         while True:
             try:
                 registrar.step()
-            except (FederationError, ConfigError) as error:
+            except (FederationError, ConfigError, StorageError) as error:
                 if error.what != last:
                     say(f"waiting: {error.what}")
                 last = error.what

@@ -45,7 +45,8 @@ def build(home: Home, folder: Path, releases: Sequence[Path] = (), *, now: datet
     receipts, final = _receipts(folder), _final(folder)
     spent = overview(receipts, config.privacy.delta)
     ceilings = _ceilings(home)
-    known = sorted({*receipts, *final.get("domains", ()), *ceilings, *(one["domain"] for line in rounds for one in line["refused"])})
+    refusing = (one["domain"] for line in rounds for one in line["refused"])
+    known = sorted({*receipts, *final.get("domains", ()), *ceilings, *refusing, *journal.left_out(lines)})
     return {
         "schema": SCHEMA,
         "generated_utc": (now or datetime.now(UTC)).isoformat(timespec="seconds"),
@@ -134,7 +135,7 @@ def _domain(
         "domain": domain,
         "answered": sum(domain in line["replies"] for line in rounds),
         "refused": refused,
-        "left_out": next((_code(line["text"]) for line in lines if str(line.get("text", "")).startswith(f"hello: {domain} ")), None),
+        "left_out": journal.left_out(lines).get(domain),
         "delivered": missing.get(domain, "yes" if took_part else None),
         "epsilon": None,
         "events": 0,

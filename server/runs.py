@@ -6,6 +6,7 @@
       run.toml         the configuration, its noise solved         record.json     bundle, attempts
       partners.toml    -> those of the home                        bundle.sha256   what the contract names
       receipts.json    -> those of the home                        coordinator.keys -> the home's
+      nodes.json       -> the SuperLink's
       journal.jsonl  rounds.jsonl  run_id.json  contract.json  transfer_layer/  federation.json  privacy_overview.json
 
 The ServerApp finds everything beside ``run.toml``, so Flower has to be told a single path.
@@ -30,11 +31,13 @@ from .app import RUN_FILE
 from .contract_key import KEY_FILE
 from .home import Home
 from .journal import Journal
+from .nodes import NODES_FILE
 from .private_files import create_file
 from .receipts import RECEIPTS_FILE
 from .round_log import RoundLog
 from .run_contract import BUNDLE_FILE
 from .run_record import RECORD_FILE, RunRecord, utc
+from .too_few import BudgetUsedUp
 
 _PARTNERS_FILE = "partners.toml"
 
@@ -43,12 +46,14 @@ class State(StrEnum):
     """What became of a run.
 
     WAITING: submitted, and no ServerApp has begun. LOST: its ServerApp is gone without a word. FAILED: it said why. STOPPED: by a person.
+    BUDGET: it ended, correctly, because partners have nothing left for it.
     """
 
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
     FAILED = "failed"
+    BUDGET = "budget"
     STOPPED = "stopped"
     LOST = "lost"
 
@@ -66,7 +71,8 @@ class RunStatus:
         round, rounds: done, and planned.
         epsilon: spent by each domain so far, by its last receipt; None where it is infinite.
         refused: domain -> code -> how many replies were dropped.
-        error: what ended it, as the journal holds it; None unless it failed.
+        left_out: domain -> code; who does not take part in the rest of the run, and why.
+        error: what ended it, as the journal holds it; None unless it failed or ran out of budget.
     """
 
     name: str
@@ -78,6 +84,7 @@ class RunStatus:
     replies: tuple[str, ...] = ()
     epsilon: Mapping[str, float | None] = field(default_factory=dict)
     refused: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
     error: Mapping[str, Any] | None = None
     attempts: int = 1
 
@@ -91,6 +98,7 @@ class RunStatus:
             "domains": list(self.replies),
             "epsilon": dict(self.epsilon),
             "refused": {domain: dict(codes) for domain, codes in self.refused.items()},
+            "left_out": dict(self.left_out),
             "error": None if self.error is None else {key: self.error.get(key) for key in ("kind", "exit_code", "what", "do", "dropped")},
             "attempts": self.attempts,
             "folder": str(self.folder),
@@ -130,7 +138,7 @@ def prepare(home: Home, config: RunConfig, bundle: Bundle, *, expected_clients: 
     folder = _new_folder(home.runs, config.name)
     create_file(folder / RUN_FILE, config.to_toml().encode())
     create_file(folder / BUNDLE_FILE, f"{bundle.digest}\n".encode())
-    links = {_PARTNERS_FILE: home.partners_file, RECEIPTS_FILE: home.receipts, KEY_FILE: home.coordinator_keys}
+    links = {_PARTNERS_FILE: home.partners_file, RECEIPTS_FILE: home.receipts, KEY_FILE: home.coordinator_keys, NODES_FILE: home.nodes_file}
     try:
         for name, target in links.items():
             (folder / name).symlink_to(os.path.relpath(target, folder))
@@ -214,7 +222,8 @@ def status(folder: Path) -> RunStatus:
         replies=tuple(last["replies"]) if last else (),
         epsilon=dict(last["epsilon"]) if last else {},
         refused=refused,
-        error=end if state is State.FAILED else None,
+        left_out=journal.left_out(lines),
+        error=end if state in (State.FAILED, State.BUDGET) else None,
         attempts=len(record.attempts),
     )
 
@@ -242,7 +251,7 @@ def _state(record: RunRecord, begun: dict[str, Any] | None, end: dict[str, Any] 
     if last is not None and (begun is None or (begun.get("flower_run") != last.flower_run and begun["time"] <= last.submitted_utc)):
         return State.WAITING
     if end is not None:
-        return State.FAILED
+        return State.BUDGET if end.get("kind") == BudgetUsedUp.__name__ else State.FAILED
     return State.LOST  # it began and is gone, or was never submitted
 
 

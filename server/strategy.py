@@ -42,6 +42,8 @@ from .partners import Partners
 from .receipts import RECEIPTS_FILE, ReceiptsFile, newest
 from .round_log import RoundLog, RoundReport
 from .run_contract import Signing, greeting, keep
+from .too_few import TooFewClients as TooFewClients
+from .too_few import too_few
 
 LOG = logging.getLogger("isthmus.server")
 ATTEMPTS = 3
@@ -53,18 +55,6 @@ PASSING = frozenset({NO_REPLY, "error", "unavailable"})
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total): stages are hello, moments, centroids, descriptor, train and deliver."""
-
-
-class TooFewClients(FederationError):
-    """A run cannot go on with those who are left. ``dropped`` says who was dropped by which code."""
-
-    def __init__(self, stage: str, got: int, needed: int, dropped: Sequence[tuple[str, str]]) -> None:
-        self.dropped = tuple(dropped)
-        reasons = ", ".join(f"{domain}: {code}" for domain, code in dropped) or "nobody else is connected"
-        super().__init__(
-            f"{stage}: {got} of at least {needed} clients can go on ({reasons})",
-            do="Look at the logs of the clients; then resume the run, or lower aggregation.min_clients.",
-        )
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -301,7 +291,7 @@ class Coordinator:
                         self.partners.drop(node)  # a refusal is a decision: asking again would only be refused again
             if len(good) >= least:
                 return dict(sorted(good.items())), refused, attempt
-        raise TooFewClients(f"round {number}", len(good), least, refused)
+        raise too_few(f"round {number}", len(good), least, refused)
 
     def _instruction(self, number: int, checkpoint: Checkpoint, domain: str) -> wire.RoundInstruction:
         last = self.partners.receipts.get(domain)
@@ -376,10 +366,10 @@ class Coordinator:
     def _enough(self, stage: str, dropped: Sequence[tuple[str, str]]) -> None:
         least, got = self.config.aggregation.min_clients, len(self.partners.nodes)
         if got < least:
-            raise TooFewClients(stage, got, least, dropped)
+            raise too_few(stage, got, least, dropped)
 
     def _name(self, node: int) -> str:
-        return self.partners.domain_of(node) or "unknown"
+        return self.partners.domain_of(node) or self.partners.registered_as(node) or "unknown"
 
     def _note_traffic(self) -> dict[str, Traffic]:
         """Bytes by domain since the last call; adds them to the total."""

@@ -67,6 +67,8 @@ def _ended(now: RunStatus) -> RunStatus:
         raise Lost(f"the ServerApp of {now.name} is gone; {done}", do=f"{on} from there.")
     if now.state is State.STOPPED:
         raise FederationError(f"{now.name} was stopped; {done}", do=f"{on} from there.")
+    if now.state is State.BUDGET and now.error is not None:
+        raise FederationError(f"{now.name} ended in the state budget; {done}: {now.error.get('what')}", do=str(now.error.get("do") or ""))
     if now.state is State.FAILED and now.error is not None:
         raise FederationError(
             f"{now.name} ended after {now.round} of {now.rounds} rounds: {now.error.get('what')}",

@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -154,7 +155,13 @@ def _words(document: dict[str, Any]) -> str:
     for one in document["runs"]:
         lines.append(f"  {one['run']:<36} {one['state']:<9} {one['round']} of {one['rounds']} rounds   {one['stage']}".rstrip())
         lines += [f"    {one['error']['what']}"] if one["error"] else []
+        lines += [f"    refused replies of {domain}: {_counted(codes)}" for domain, codes in sorted(one["refused"].items())]
+        lines += [f"    left out: {domain} ({code})" for domain, code in sorted(one["left_out"].items())]
     return "\n".join(lines)
+
+
+def _counted(codes: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} x {code}" for code, count in sorted(codes.items()))
 
 
 _NODE = {"online": "connected", "offline": "not connected", "registered": "never connected", "unknown": "not known"}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message
+from flwr.common.constant import ErrorCode
 
 from server.admission import Admission, Inadmissible
 from server.partners import Agreement, Partners
@@ -230,6 +231,19 @@ def test_a_node_cannot_change_its_domain() -> None:
     partners.pin(1, "arts", [1])
     with pytest.raises(AdmissionRefused, match="changed its domain"):
         partners.pin(1, "books", [1])
+
+
+def test_a_node_speaks_for_the_domain_whose_key_it_holds_and_for_no_other() -> None:
+    partners = Partners(registered=lambda: {1: "arts", 2: "books"})
+    for node, domain in ((1, "books"), (3, "books")):  # in another one's name, and one that nobody admitted
+        with pytest.raises(AdmissionRefused, match="whose key it holds"):
+            partners.pin(node, domain, [1, 2, 3])
+    partners.pin(2, "books", [1, 2, 3])
+    assert (partners.domains, partners.registered_as(1), partners.registered_as(3)) == (["books"], "arts", None)
+
+
+def test_a_guard_that_refuses_the_bundle_has_refused_the_run() -> None:
+    assert code_of(admission(), message(error=Error(ErrorCode.INVALID_FAB, "The FAB could not be verified."))) == "refused-bundle"
 
 
 def test_partners_are_read_from_toml_and_a_misspelt_key_is_named() -> None:

@@ -16,6 +16,7 @@ from server.run_contract import Signing
 from server.run_record import RunRecord, utc
 from server.runs import State, find, going_on, prepare, read_config, status
 from server.settings import ServerSettings
+from server.too_few import BudgetUsedUp, too_few
 from shared.config import RunConfig
 from shared.errors import ConfigError, RunFolderError, UnreachableBudget, UsageError
 from tests.server.bundles import a_bundle
@@ -92,6 +93,22 @@ def test_a_serverapp_that_failed_says_why(run: Path) -> None:
     assert now.state is State.FAILED
     assert now.error is not None
     assert (now.error["what"], now.error["do"], now.error["exit_code"]) == ("no good", "Do better.", 3)
+
+
+def _runs_out(journal: Journal) -> None:
+    journal.append("note", text="round 2: reply of films is dropped (refused-ceiling)")
+    raise too_few("round 2", 1, 2, [("films", "refused-ceiling")])
+
+
+def test_a_run_whose_partners_have_nothing_left_ends_in_the_state_budget(run: Path) -> None:
+    with pytest.raises(BudgetUsedUp), keeping(run, 7) as journal:
+        _runs_out(journal)
+    now = status(run)
+    assert (now.state, dict(now.left_out)) == (State.BUDGET, {"films": "refused-ceiling"})
+    assert now.error is not None
+    assert "films: refused-ceiling" in now.error["what"]
+    killed(run, 8)
+    assert dict(status(run).left_out) == {}  # the next attempt greets everybody again
 
 
 def test_a_stopped_run_is_stopped_and_not_lost(run: Path) -> None:
