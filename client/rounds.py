@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shared import wire
+from shared.errors import BudgetExhausted, Refusal
 
 from .agreement import check_signature
 from .canary.gradients import self_test
@@ -22,9 +23,9 @@ def train(
         bundle_digest, code_version: written into the intent.
         running: sha256 of the bundle that runs here; None where it is not known.
     Raises:
-        Refusal: the run of the last `hello` is not signed for what runs here now, or is outside of what is agreed now.
+        Refusal: the run of the last `hello` is not signed for what runs here now, or is outside of what is agreed now, or its plan and
+            reserve are used up.
         StateError: the instruction belongs to another run than the last `hello`, or this installation gets per-user gradients wrong.
-        BudgetExhausted: the schedule is used up.
     """
     run = CurrentRun(settings)
     run.check(instruction.run_id)
@@ -37,17 +38,20 @@ def train(
             take_in_all(settings, run.space_version(), dimension=run.config().model.dimension)
         return training_data(settings)
 
-    return local_round.run(
-        instruction,
-        config=run.config(),
-        data=data,
-        domain=settings.domain,
-        state_folder=StateFolder(settings.at_home("state")),
-        ledger_path=settings.ledger_path,
-        signer=own_keys(settings),
-        bundle_digest=bundle_digest,
-        code_version=code_version,
-    )
+    try:
+        return local_round.run(
+            instruction,
+            config=run.config(),
+            data=data,
+            domain=settings.domain,
+            state_folder=StateFolder(settings.at_home("state")),
+            ledger_path=settings.ledger_path,
+            signer=own_keys(settings),
+            bundle_digest=bundle_digest,
+            code_version=code_version,
+        )
+    except BudgetExhausted as error:  # before data are opened: the coordinator learns that asking again is of no use
+        raise Refusal("ceiling", error.what, do=error.do) from error
 
 
 def training_data(settings: ClientSettings) -> local_round.TrainingData:

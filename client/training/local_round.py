@@ -125,7 +125,7 @@ def run(
         on_step: called after each step, for progress.
     Raises:
         StateError: the instruction belongs to another run configuration, or the state to another interest space.
-        BudgetExhausted: the schedule, reserve included, is used up.
+        BudgetExhausted: the schedule, reserve included, is used up; no data were opened.
         RolledBack: the ledger is older than the receipt in the instruction.
         ForeignReceipts: that receipt is not this partner's.
     """
@@ -137,6 +137,7 @@ def run(
         check_last_receipt(ledger, instruction.last_receipt)
         state = state_folder.current()
         if state is None or state.key != key:
+            ledger.may_intend(run_id=instruction.run_id, round=instruction.round, mechanism=mechanism, config_hash=config.config_hash)
             opened = data()  # before the intent: a file that cannot be read costs nothing
             attempt = ledger.intent(
                 run_id=instruction.run_id,

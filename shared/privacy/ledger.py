@@ -194,6 +194,20 @@ class Ledger(LedgerReading):
             BudgetExhausted: when the run's plan and reserve are used up, or the run was not admitted; recorded as ``refused``.
             LedgerError: when this is not what was admitted, or the round is committed already.
         """
+        self.may_intend(run_id=run_id, round=round, mechanism=mechanism, config_hash=config_hash)
+        what = {"run_id": run_id, "round": round, "mechanism": mechanism.to_record(), "config_hash": config_hash}
+        plan = self._known(run_id)
+        attempt = plan.attempts.get(round, 0) + 1
+        self._append("intent", {**what, "attempt": attempt, "bundle_digest": bundle_digest, "code_version": code_version})
+        return attempt
+
+    def may_intend(self, *, run_id: str, round: int, mechanism: Mechanism, config_hash: str) -> None:
+        """Whether `intent` would book this attempt: to be asked before any data are opened. Nothing is booked.
+
+        Raises:
+            BudgetExhausted: as `intent` does; recorded as ``refused``.
+            LedgerError: as `intent` does.
+        """
         plan = self._book.plans.get(run_id)
         what = {"run_id": run_id, "round": round, "mechanism": mechanism.to_record(), "config_hash": config_hash}
         if plan is None:
@@ -206,9 +220,6 @@ class Ledger(LedgerReading):
             raise LedgerError(f"round {round} is committed", do="A committed round is never computed again: send its bytes again.")
         if plan.used >= plan.permitted:
             raise self._outside(what, mechanism, f"round {round}: plan and reserve of this run are used up in domain '{self.domain}'")
-        attempt = plan.attempts.get(round, 0) + 1
-        self._append("intent", {**what, "attempt": attempt, "bundle_digest": bundle_digest, "code_version": code_version})
-        return attempt
 
     def commit(self, *, run_id: str, round: int, attempt: int, payload_sha256: str) -> None:
         """Records what leaves after an attempt, before it leaves. Again with the same digest: nothing happens.

@@ -15,8 +15,9 @@ from client.passport_exchange import export, own_keys
 from client.preparation import TRAIN, prepare
 from client.settings import ClientSettings
 from client.state import StateFolder
+from client.training.local_round import round_mechanism
 from shared import wire
-from shared.errors import StateError
+from shared.errors import Refusal, StateError
 from shared.privacy.ledger import Ledger
 from tests.client.partner_world import CONFIG, World, exchange, instruction
 
@@ -65,6 +66,26 @@ def test_a_round_of_another_run_is_refused_and_books_nothing(world: World) -> No
     with pytest.raises(StateError, match="another run"):
         train(world["films"], run_id="run-2")
     assert events(world["films"]) == before
+
+
+def test_a_run_whose_plan_is_used_up_is_refused_before_any_data_are_opened(world: World) -> None:
+    global _OPENED
+    settings, privacy = world["films"], CONFIG.privacy
+    with Ledger.open(settings.ledger_path, signer=own_keys(settings)) as ledger:
+        for _ in range(privacy.rounds + privacy.reserve_rounds):  # attempts that were lost
+            what = {"mechanism": round_mechanism(CONFIG), "config_hash": CONFIG.config_hash}
+            ledger.intent(run_id="run-1", round=1, bundle_digest="b" * 64, code_version="0", **what)
+    _OPENED = []
+    try:
+        with pytest.raises(Refusal) as refused:
+            train(settings)
+        opened = list(_OPENED)
+    finally:
+        _OPENED = None
+
+    assert refused.value.code == "ceiling"
+    assert not any(name in path for path in opened for name in ("prepared", "interactions", "items.csv", "links"))
+    assert events(settings)[-2:] == ["intent", "refused"]
 
 
 def test_training_sees_training_users_and_their_passports_only(world: World) -> None:
