@@ -2,17 +2,18 @@
 
 The ledger computes what a run costs and keeps the ceiling, whatever the configuration says. The ranges stop what stays below the ceiling
 and still hurts: a guarantee that holds on paper only, and passports that name the items they were made of. Every key of a run configuration
-is either held against the agreement here, or stands in `FREE` with the reason why it cannot hurt a user.
+is either held against the agreement (`shared.ranges.outside`), or stands in `FREE` with the reason why it cannot hurt a user.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from shared.config import ModelConfig, RunConfig, setting
+from shared.config import ModelConfig, setting
 from shared.errors import ConfigError
+from shared.ranges import named
 
 _METHODS: tuple[str, ...] = ModelConfig.__dataclass_fields__["sharing"].metadata["setting"].choices
 
@@ -61,7 +62,7 @@ class AgreedRanges:
     @property
     def taken_part_in(self) -> frozenset[str]:
         """The values in ``methods``."""
-        return frozenset(name.strip() for name in self.methods.split(",") if name.strip())
+        return named(self.methods)
 
 
 HELD = frozenset(
@@ -82,7 +83,7 @@ HELD = frozenset(
         "training.passport_min_items",
     }
 )
-"""Keys of a run configuration that `outside` looks at."""
+"""Keys of a run configuration that `shared.ranges.outside` looks at."""
 
 _AFTER = "works on what is private already, or on public values"
 _CLIPPED = "shapes one user's gradient, which is clipped and noised whatever it is"
@@ -119,33 +120,3 @@ FREE: Mapping[str, str] = {
     "compute.text_batch_tokens": _COST,
 }
 """Every other key, and why it needs no range."""
-
-
-def outside(config: RunConfig, agreed: AgreedRanges, delta: float) -> Iterator[str]:
-    """What of a run configuration was not agreed, a line each.
-
-    Args:
-        delta: of this domain's ceiling.
-    """
-    privacy, training = config.privacy, config.training
-    if not privacy.private and not agreed.test_builds:
-        yield "the run is a test build (its noise is seeded or absent)"
-    if privacy.delta != delta:
-        yield f"privacy.delta differs from the ceiling's delta {delta:g}"
-    if privacy.sampling_rate > agreed.max_sampling_rate:
-        yield f"privacy.sampling_rate is above the agreed {agreed.max_sampling_rate:g}"
-    if privacy.epsilon != float("inf") and not privacy.noise_multiplier >= agreed.min_noise_multiplier:
-        yield f"privacy.noise_multiplier is below the agreed {agreed.min_noise_multiplier:g}"
-    if privacy.clip_norm > agreed.max_clip_norm:
-        yield f"privacy.clip_norm is above the agreed {agreed.max_clip_norm:g}"
-    if privacy.grid_exponent > agreed.max_grid_exponent:
-        yield f"privacy.grid_exponent is above the agreed {agreed.max_grid_exponent}"
-    if privacy.total_steps > agreed.max_steps:
-        yield f"the schedule has more steps than the agreed {agreed.max_steps}"
-    if config.model.sharing not in agreed.taken_part_in:
-        yield "model.sharing is no method that this partner takes part in"
-    for name, items in (("passport_min_items", training.passport_min_items), ("max_history_items", training.max_history_items)):
-        if items < agreed.min_passport_items:
-            yield f"training.{name} is below the agreed {agreed.min_passport_items}"
-    if training.history_decay < agreed.min_history_decay:
-        yield f"training.history_decay is below the agreed {agreed.min_history_decay:g}"

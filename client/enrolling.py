@@ -140,7 +140,7 @@ def partner_card(settings: ClientSettings) -> PartnerCard:
         node_key=public_node_key(settings.node_key_path),
         ceiling_epsilon=epsilon,
         delta=delta,
-        ranges=Ranges(max_sampling_rate=agreed.max_sampling_rate, max_clip_norm=agreed.max_clip_norm, max_steps=agreed.max_steps),
+        ranges=Ranges(**{name: getattr(agreed, name) for name in Ranges.RULES}),
         catalogue_hash=_catalogue_hash(settings),
     )
 

@@ -31,9 +31,9 @@ import tomli_w
 from shared.addresses import is_address
 from shared.config import RunConfig, build, check, setting
 from shared.errors import ConfigError, Refusal
+from shared.ranges import outside
 
 from .agreed import AgreedRanges as AgreedRanges
-from .agreed import outside
 from .data.database import check_settings
 
 DATABASE_KEYS = (
@@ -47,6 +47,10 @@ DATABASE_KEYS = (
     "statement_timeout_s",
 )
 """Keys of `DataSettings` that say where a database is and how to reach it."""
+
+OPENING = "The settings of one domain at one partner."
+"""How the file begins that `init` writes, and the table that is its last."""
+LAST_TABLE = "passports"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,14 +181,19 @@ class ClientSettings:
         """Reads ``partner.toml``.
 
         Raises:
-            ConfigError: naming the key that is unknown or out of range.
+            ConfigError: naming the key that is unknown or out of range; or a file that `init` wrote was cut off since.
         """
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            values = tomllib.loads(text)
         except FileNotFoundError:
             raise ConfigError(f"there is no settings file {path}", do="Name the partner.toml of this domain.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path.name} is not TOML: {error}") from None
+            do = "Mend the line, or restore the file from a copy."
+            raise ConfigError(f"{path.name} is not TOML: {error}", do=do) from None
+        if text.startswith(f"# {OPENING}") and LAST_TABLE not in values:  # what is missing would count as left at its default
+            do = f"Restore it from a copy. If the table was taken out on purpose, write [{LAST_TABLE}] at the end of the file."
+            raise ConfigError(f"{path.name} is cut off: the table [{LAST_TABLE}], with which it ended, is not there", do=do)
         settings: ClientSettings = build(cls, values, "")
         return dataclasses.replace(settings, base=path.resolve().parent)
 

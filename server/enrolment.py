@@ -249,6 +249,8 @@ def _remarks(home: Home, card: PartnerCard, before: dict[str, PartnerCard]) -> t
     said = []
     if card.catalogue_hash is None:
         said.append("its catalogue is not prepared yet: the card does not name it")
+    if None in (getattr(card.ranges, name) for name in card.ranges.RULES):
+        said.append("its card was made by an older isthmus and says only some of its ranges: its client may refuse more")
     same = [name for name, other in before.items() if name != card.domain and other.catalogue_hash == card.catalogue_hash is not None]
     said += [f"its catalogue is word for word the one of '{name}'" for name in same]
     try:

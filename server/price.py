@@ -103,7 +103,7 @@ def _domain(config: RunConfig, card: PartnerCard, receipt: SignedReceipt | None,
     spent = 0.0 if receipt is None else receipt.epsilon_spent
     after = reserved if receipt is None or receipt.count_of_intents == 0 else None
     least = max(spent, reserved)
-    against = list(card.outside(config))
+    against = [f"'{card.domain}': {line}" for line in card.outside(config)]
     if least > card.ceiling_epsilon:
         against.append(f"epsilon {least:.2f} would pass the ceiling {card.ceiling_epsilon:g} of '{card.domain}'")
     return DomainPrice(domain=card.domain, spent=spent, after=after, ceiling=card.ceiling_epsilon, against=tuple(against))

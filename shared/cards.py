@@ -98,7 +98,7 @@ class Card:
 
     def to_json(self) -> str:
         """A card for a file: a field a line, in the order of the record."""
-        return json.dumps({"format": self.FORMAT, **dataclasses.asdict(self)}, indent=1, allow_nan=False) + "\n"
+        return json.dumps({"format": self.FORMAT, **dict(_fields(self))}, indent=1, allow_nan=False, default=_said) + "\n"
 
 
 def between(low: float, high: float) -> Rule:
@@ -117,15 +117,16 @@ def check(record: Any, rules: Mapping[str, Rule], where: str) -> None:
 
 
 def exactly(values: Any, kind: type, where: str) -> dict[str, Any]:
-    """A table with every field of a record and no other.
+    """A table with every field of a record and no other; a field that was added later, with a default, may be missing.
 
     Raises:
         DataError: naming what is missing.
     """
     names = {one.name for one in dataclasses.fields(kind)}
+    needed = {one.name for one in dataclasses.fields(kind) if one.default is dataclasses.MISSING}
     if not isinstance(values, dict):
         raise DataError(f"'{where}' of a card is not a table", do=_AGAIN)
-    if missing := sorted(names - values.keys()):
+    if missing := sorted(needed - values.keys()):
         raise DataError(f"a card ({where}) lacks {', '.join(missing)}", do=_AGAIN)
     if values.keys() - names:  # its name is foreign text: not repeated
         raise DataError(f"a card ({where}) has a field that this version does not know", do="Update isthmus, or ask the sender again.")
@@ -142,9 +143,15 @@ def _fields(card: Card) -> list[tuple[str, Any]]:
     return [(one.name, getattr(card, one.name)) for one in dataclasses.fields(card)]
 
 
+def _said(record: Any) -> dict[str, Any]:
+    """A table inside a card, without the fields that its writer did not know."""
+    fields = [(one, getattr(record, one.name)) for one in dataclasses.fields(record)]
+    return {one.name: value for one, value in fields if value is not None or one.default is not None}
+
+
 def _message(form: str, values: Mapping[str, Any]) -> bytes:
     body = {"format": form, **{name: value for name, value in values.items() if name != "signature"}}
-    plain = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False, default=dataclasses.asdict)
+    plain = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False, default=_said)
     return form.encode("ascii") + b"\0" + plain.encode("ascii")
 
 

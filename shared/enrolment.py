@@ -18,6 +18,7 @@ from .addresses import is_address
 from .cards import Card, between, check, exactly, fingerprint
 from .errors import DataError
 from .privacy.signing import Signer, is_verify_key
+from .ranges import outside
 from .wire_rules import SHA256, Rule, optional, text, whole
 
 if TYPE_CHECKING:
@@ -35,23 +36,43 @@ _NODE_KEY = text(r"ecdsa-sha2-nistp384 [A-Za-z0-9+/]{16,512}={0,2}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranges:
-    """What a partner says beforehand that it accepts; its client refuses whatever lies outside, and has further ranges of its own.
+    """What a partner says beforehand that it accepts: ``[agreed]`` of its settings. Its client refuses whatever lies outside.
+
+    Cards from before 2026-11-23 say the first three only; the others are then None, and left out of what is signed.
 
     Args:
         max_sampling_rate: largest chance of a user to be in a batch.
         max_clip_norm: largest bound on one user's gradient.
         max_steps: most steps of a run, reserve included.
+        min_noise_multiplier: least noise of a step.
+        max_grid_exponent: finest grid.
+        min_passport_items: fewest latest items that a passport mixes.
+        min_history_decay: least weight of an item beside the next later one in a passport.
+        methods: values of model.sharing that the partner takes part in, separated by commas.
+        test_builds: whether runs are accepted whose noise is seeded or absent.
     """
 
     RULES: ClassVar[Mapping[str, Rule]] = {
         "max_sampling_rate": between(1e-6, 1.0),
         "max_clip_norm": between(1e-6, 1e3),
         "max_steps": whole(1, 10_000_000),
+        "min_noise_multiplier": optional(between(1e-3, 1e4)),
+        "max_grid_exponent": optional(whole(8, 40)),
+        "min_passport_items": optional(whole(1, 1000)),
+        "min_history_decay": optional(between(0.01, 1.0)),
+        "methods": optional(text(r"[a-z0-9, -]{0,200}")),
+        "test_builds": optional(lambda value: type(value) is bool),
     }
 
     max_sampling_rate: float
     max_clip_norm: float
     max_steps: int
+    min_noise_multiplier: float | None = None
+    max_grid_exponent: int | None = None
+    min_passport_items: int | None = None
+    min_history_decay: float | None = None
+    methods: str | None = None
+    test_builds: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,16 +203,10 @@ class PartnerCard(Card):
         return PublicHalf(partner=self.domain, verify_key=self.verify_key, box_key=self.box_key)
 
     def outside(self, config: RunConfig) -> Iterator[str]:
-        """What of a run configuration this partner said it would refuse, a line each."""
-        privacy = config.privacy
-        if privacy.delta != self.delta:
-            yield f"privacy.delta is not {self.delta:g}, the delta of the ceiling of '{self.domain}'"
-        if privacy.sampling_rate > self.ranges.max_sampling_rate:
-            yield f"privacy.sampling_rate is above {self.ranges.max_sampling_rate:g}, which '{self.domain}' accepts"
-        if privacy.clip_norm > self.ranges.max_clip_norm:
-            yield f"privacy.clip_norm is above {self.ranges.max_clip_norm:g}, which '{self.domain}' accepts"
-        if privacy.total_steps > self.ranges.max_steps:
-            yield f"the schedule has more than {self.ranges.max_steps} steps, which '{self.domain}' accepts"
+        """What of a run configuration this partner said it would refuse, a line each. Noise that is not solved yet is not looked at."""
+        unsolved = config.privacy.noise_multiplier == 0.0
+        ranges = dataclasses.replace(self.ranges, min_noise_multiplier=None) if unsolved else self.ranges
+        yield from outside(config, ranges, self.delta)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

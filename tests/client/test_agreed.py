@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from client import queries
-from client.agreed import FREE, HELD, AgreedRanges, outside
+from client.agreed import FREE, HELD, AgreedRanges
 from client.settings import ClientSettings
 from shared import wire
 from shared.config import RunConfig
+from shared.enrolment import Ranges
 from shared.errors import ConfigError, Refusal
+from shared.ranges import outside
 from tests.client.opened_files import opened_below, take_data_away
 from tests.client.partner_world import CONFIG, RUN, World
 
@@ -46,6 +48,10 @@ def test_each_key_is_held_or_free_so_that_a_new_one_is_decided_about() -> None:
     assert set(keys()) == HELD | set(FREE)
     assert not HELD & set(FREE)
     assert all(FREE.values())
+
+
+def test_each_range_is_told_to_the_coordinator_so_that_both_sides_refuse_the_same() -> None:
+    assert set(Ranges.RULES) == {one.name for one in dataclasses.fields(AgreedRanges)} == {one.name for one in dataclasses.fields(Ranges)}
 
 
 BEYOND: dict[str, tuple[Any, Any]] = {

@@ -148,8 +148,9 @@ def test_what_this_coordinator_does_not_do_is_refused_before_anything_is_written
 def test_a_partner_that_would_refuse_the_usual_run_is_told_of(home: Home) -> None:
     narrow = books(ranges=Ranges(max_sampling_rate=0.05, max_clip_norm=10.0, max_steps=100), catalogue_hash=None)
     said = " ".join(enroll(home, narrow).remarks)
-    assert "sampling_rate is above 0.05" in said
-    assert "more than 100 steps" in said
+    assert "sampling_rate is above the agreed 0.05" in said
+    assert "more steps than the agreed 100" in said
+    assert "says only some of its ranges" in said
     assert "not prepared" in said
     assert any("word for word the one of 'films'" in line for line in twice(home).remarks)
 

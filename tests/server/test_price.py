@@ -15,7 +15,7 @@ from shared.privacy.accountant import epsilon_pld
 from shared.privacy.mechanism import Mechanism
 from shared.privacy.receipts import SignedReceipt
 from shared.privacy.signing import SigningPair
-from tests.shared.cards import partner_card
+from tests.shared.cards import RANGES, partner_card
 
 CONFIG = solved(
     RunConfig.from_mapping({"name": "tiny", "privacy": {"epsilon": 4.0, "rounds": 5, "reserve_rounds": 2, "steps_per_round": 4}})
@@ -68,7 +68,11 @@ def test_a_ledger_with_earlier_runs_is_not_guessed_at() -> None:
         ({"ceiling_epsilon": 3.0}, "would pass the ceiling 3"),
         ({"delta": 1e-5}, "privacy.delta"),
         ({"ranges": Ranges(max_sampling_rate=0.01, max_clip_norm=10.0, max_steps=10_000)}, "sampling_rate"),
-        ({"ranges": Ranges(max_sampling_rate=0.5, max_clip_norm=10.0, max_steps=27)}, "more than 27 steps"),  # (5 + 2) * 4 = 28
+        ({"ranges": Ranges(max_sampling_rate=0.5, max_clip_norm=10.0, max_steps=27)}, "more steps than the agreed 27"),  # (5 + 2) * 4 = 28
+        ({"ranges": dataclasses.replace(RANGES, min_noise_multiplier=50.0)}, "noise_multiplier is below the agreed 50"),
+        ({"ranges": dataclasses.replace(RANGES, methods="shared")}, "model.sharing"),
+        ({"ranges": dataclasses.replace(RANGES, min_history_decay=1.0)}, "history_decay"),
+        ({"ranges": dataclasses.replace(RANGES, max_grid_exponent=8)}, "grid_exponent"),
     ],
 )
 def test_a_partner_who_did_not_agree_is_known_beforehand(changed: dict[str, object], against: str) -> None:

@@ -12,7 +12,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from shared.enrolment import JoinCard, PartnerCard, Ranges
 from shared.privacy.signing import Signer, SigningPair
 
-RANGES = Ranges(max_sampling_rate=0.5, max_clip_norm=10.0, max_steps=10_000)
+RANGES = Ranges(
+    max_sampling_rate=0.5,
+    max_clip_norm=10.0,
+    max_steps=10_000,
+    min_noise_multiplier=0.3,
+    max_grid_exponent=30,
+    min_passport_items=3,
+    min_history_decay=0.7,
+    methods="shared-private,shared",
+    test_builds=False,
+)
 
 
 def node_key(curve: ec.EllipticCurve | None = None) -> str:

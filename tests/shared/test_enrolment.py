@@ -24,7 +24,31 @@ from .cards import CA_PEM, NODE_KEY, authority, join_card, node_key, partner_car
 OWNER = SigningPair(bytes(range(32)))
 KEYS = st.binary(min_size=32, max_size=32).map(bytes.hex)
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,63}", fullmatch=True)
-RANGES = st.builds(Ranges, max_sampling_rate=st.floats(1e-6, 1.0), max_clip_norm=st.floats(1e-6, 1e3), max_steps=st.integers(1, 10_000_000))
+RANGES = st.builds(
+    Ranges,
+    max_sampling_rate=st.floats(1e-6, 1.0),
+    max_clip_norm=st.floats(1e-6, 1e3),
+    max_steps=st.integers(1, 10_000_000),
+    min_noise_multiplier=st.none() | st.floats(1e-3, 1e4),
+    max_grid_exponent=st.none() | st.integers(8, 40),
+    methods=st.none() | st.sampled_from(["shared", "shared-private, shared", ""]),
+    test_builds=st.none() | st.booleans(),
+)
+OLD_CARD: dict[str, Any] = {
+    "format": "isthmus-partner-1",
+    "signature": "8d1bc583663da9d7cf6bb511158a1adfe7f8ac9c15ca52d59c72468d2f040fa9"
+    "cb9877eb592944c9d403718e63b40f194681a95337d076d2e3555b307066c207",
+    "domain": "books",
+    "verify_key": "03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8",
+    "box_key": "0b" * 32,
+    "node_key": "ecdsa-sha2-nistp384 AAAAE2VjZHNhLXNoYTItbmlzdHAzODQAAAAIbmlzdHAzODQAAABhBNihflW44vR7w2n9lhZpXOJz3OTjB4MKZfWkqaqJ"
+    "Z8mHrup602VnehO/1lw/5aZpOb3FNULFITpRNF26giCrsjxxZZpNhQs7uv+NA1vQilnrMgmclqkEnk19Q1z2dXE7yA==",
+    "ceiling_epsilon": 8.0,
+    "delta": 1e-06,
+    "ranges": {"max_sampling_rate": 0.5, "max_clip_norm": 10.0, "max_steps": 10000},
+    "catalogue_hash": "c4" * 32,
+}
+"""As the version before the other ranges wrote and signed it."""
 PARTNER_CARDS = st.builds(
     lambda seed, **values: partner_card(SigningPair(seed), **values),
     st.binary(min_size=32, max_size=32),
@@ -126,7 +150,16 @@ def test_a_ceiling_is_a_number(value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("max_sampling_rate", 0.0), ("max_sampling_rate", 1.5), ("max_clip_norm", 1), ("max_steps", 0), ("max_steps", True)]
+    ("name", "value"),
+    [
+        ("max_sampling_rate", 0.0),
+        ("max_sampling_rate", 1.5),
+        ("max_clip_norm", 1),
+        ("max_steps", 0),
+        ("max_steps", True),
+        ("methods", "anna's"),
+        ("test_builds", 0),
+    ],
 )
 def test_a_range_outside_of_all_sense_is_refused(name: str, value: Any) -> None:
     given_ = {"max_sampling_rate": 0.5, "max_clip_norm": 1.0, "max_steps": 10, name: value}
@@ -194,6 +227,28 @@ def test_a_fingerprint_names_every_key_and_nothing_that_may_change() -> None:
     joined = join_card(OWNER)
     assert joined.fingerprint == join_card(OWNER, domain="films").fingerprint
     assert len({joined.fingerprint, join_card(OWNER, server="b:1").fingerprint, join_card(OWNER, ca_pem=authority()).fingerprint}) == 3
+
+
+def test_a_card_of_an_older_partner_is_read_and_says_nothing_about_the_other_ranges() -> None:
+    card = PartnerCard.from_json(json.dumps(OLD_CARD))
+
+    assert (card.ranges.max_steps, card.ranges.methods, card.ranges.min_noise_multiplier) == (10_000, None, None)
+    assert card.fingerprint == "eacd 0715 3086 4bcd c995 9c3e d8e2 4556"
+    assert PartnerCard.from_json(card.to_json()) == card
+    seeded = RunConfig(privacy=PrivacyConfig(noise_multiplier=0.01, noise="seeded", delta=1e-6))
+    assert list(card.outside(seeded)) == []
+    assert len(list(partner_card(OWNER).outside(seeded))) == 2
+
+
+@pytest.mark.parametrize("name", ["methods", "test_builds", "min_noise_multiplier", "min_history_decay"])
+def test_a_range_cannot_be_taken_out_of_a_card_nor_put_into_an_old_one(name: str) -> None:
+    values = json.loads(partner_card(OWNER).to_json())
+    said = values["ranges"].pop(name)
+    with pytest.raises(DataError, match="signature"):
+        PartnerCard.from_json(json.dumps(values))
+    old = {**OLD_CARD, "ranges": {**OLD_CARD["ranges"], name: said}}
+    with pytest.raises(DataError, match="signature"):
+        PartnerCard.from_json(json.dumps(old))
 
 
 def test_a_card_says_which_runs_its_partner_would_refuse() -> None:
