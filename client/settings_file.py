@@ -20,12 +20,9 @@ from shared.config import build
 from shared.errors import ConfigError, UsageError
 
 from .durable_files import write_file
-from .settings import BenchmarkSettings, ClientSettings
+from .settings import OPENING, BenchmarkSettings, ClientSettings
 
-HEAD = (
-    "The settings of one domain at one partner. They stay here: nothing of them is sent but what PARTNER.json shows. Paths are relative to "
-    "this file."
-)
+HEAD = f"{OPENING} They stay here: nothing of them is sent but what PARTNER.json shows. Paths are relative to this file."
 
 
 def written(settings: ClientSettings) -> str:

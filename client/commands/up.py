@@ -114,7 +114,7 @@ def _running(found: Status) -> str:
         said += f"; SuperNode {'connected' if found.connected else 'NOT CONNECTED'}, running since {node.get('since_utc')}"
         said += f", started {node.get('starts')} times"
         if not found.connected:
-            why = f"; its last start {node['last_why']}" if node.get("last_why") else ""
+            why = f"; it ended before: {node['last_why']}" if node.get("last_why") else ""
             said += f"{why}; isthmus-client check PARTNER_TOML looks for the reason"
     elif node.get("last_why"):
         said += f"; SuperNode waits until {node.get('next_start_utc')}: {node.get('last_why')}"

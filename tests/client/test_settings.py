@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from client import queries
-from client.settings import AgreedRanges, CeilingSettings, ClientSettings, DataSettings
+from client.settings import AgreedRanges, CeilingSettings, ClientSettings, ConsentSettings, DataSettings
+from client.settings_file import written
 from shared import wire
 from shared.config import PROTOCOL, PrivacyConfig, RunConfig
 from shared.errors import ConfigError, Refusal
@@ -111,3 +112,21 @@ def test_an_agreed_test_build_still_never_writes_into_a_private_ledger(world: Wo
 
 def test_a_run_within_the_ranges_is_admitted() -> None:
     ClientSettings(domain="books").admit(RunConfig(privacy=PrivacyConfig(noise_multiplier=1.0)))
+
+
+def test_a_file_of_init_that_was_cut_off_is_refused_wherever_it_was_cut(tmp_path: Path) -> None:
+    """Cut between two lines it is TOML all the same, and the partner's own 'no' in a later line would count as the default 'yes'."""
+    path = tmp_path / "partner.toml"
+    whole = written(ClientSettings(domain="books", consent=ConsentSettings(catalogue_moments=False)))
+    lines = whole.splitlines(keepends=True)
+    for count in range(1, lines.index("[passports]\n") + 1):
+        path.write_text("".join(lines[:count]))
+        with pytest.raises(ConfigError, match=r"cut off: the table \[passports\]|is not TOML"):
+            ClientSettings.read(path)
+    path.write_text(whole)
+    assert ClientSettings.read(path).consent.catalogue_moments is False
+
+
+def test_a_file_that_somebody_wrote_by_hand_needs_no_table(tmp_path: Path) -> None:
+    (tmp_path / "partner.toml").write_text('domain = "books"\n')
+    assert ClientSettings.read(tmp_path / "partner.toml").domain == "books"
