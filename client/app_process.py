@@ -14,10 +14,13 @@ import argparse
 import contextlib
 import importlib
 import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from shared.bundle import RUNNING, Bundle
 from shared.console import guarded
 from shared.errors import Refusal
+from shared.process_groups import PR_SET_PDEATHSIG, prctl
 
 from .allowed import AllowList
 from .durable_files import storage_errors
@@ -39,6 +43,8 @@ REFUSED = "The FAB could not be verified."
 """Flower's own words for a refused bundle."""
 FAILED = "The app of this node could not be started."
 _OURS = frozenset({"client", "server", "shared"})
+_SPARE_PAUSE_S = 2.0
+"""Shortest time between two starts of processes that wait, where they end by themselves."""
 
 
 class OneMessage:
@@ -165,8 +171,52 @@ def _lies_in(module: Any, folder: Path) -> bool:
     return all(Path(place).is_relative_to(folder) for place in places if place)
 
 
+class _Spare:
+    """A process of an app that waits for its message.
+
+    Args:
+        command: that starts it; the number of the pipe by which it says that it is ready is added.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._said, saying = os.pipe()
+        try:
+            self._process = subprocess.Popen([*command, f"--ready={saying}"], stdin=subprocess.PIPE, pass_fds=(saying,))
+        except BaseException:
+            os.close(self._said)
+            raise
+        finally:
+            os.close(saying)
+        self._is_ready = False
+
+    @property
+    def lives(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has imported what an app needs, and waits; for one that has no task yet."""
+        if not self._is_ready and self.lives and select.select([self._said], [], [], 0)[0]:
+            self._is_ready = os.read(self._said, 1) != b""
+        return self._is_ready and self.lives
+
+    def give(self, token: str = "") -> bool:
+        """Hands a task over, or none, and nothing can be given after that; whether it was still there to take it."""
+        assert self._process.stdin is not None
+        os.close(self._said)
+        try:
+            with self._process.stdin as there:
+                there.write(token.encode() + b"\n")
+        except OSError:
+            return False
+        return True
+
+
 class Launcher:
     """Starts a process for each message; one is always waiting, with Flower and the named libraries imported.
+
+    Tasks are claimed only while one is ready. Flower takes back what does not begin within 30 s of its claim and hands it out again: on a
+    machine that is slower than that each try would add a process that still imports, which makes the machine slower still.
 
     Args:
         options: of this process, handed on to the app processes.
@@ -174,11 +224,24 @@ class Launcher:
 
     def __init__(self, options: Sequence[str]) -> None:
         self._command = [sys.executable, "-P", "-m", "client.app_process", "app", f"--parent-pid={os.getpid()}", *options]
-        self._spare: subprocess.Popen[bytes] | None = None
+        self._spare: _Spare | None = None
+        self._busy: list[_Spare] = []
+        self._not_before = 0.0
 
     def prepare(self) -> None:
-        """Starts the process that waits."""
-        self._spare = subprocess.Popen(self._command, stdin=subprocess.PIPE)
+        """Starts the process that waits, where there is none."""
+        if self._spare is not None and not self._spare.lives:
+            self._spare.give()
+            self._spare = None
+        if self._spare is None:
+            self._spare = _Spare(self._command)
+            self._not_before = time.monotonic() + _SPARE_PAUSE_S
+
+    def ready(self) -> bool:
+        """Whether a task that is claimed now begins at once."""
+        if (self._spare is None or not self._spare.lives) and time.monotonic() >= self._not_before:
+            self.prepare()
+        return self._spare is not None and self._spare.ready
 
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
         """Hands a client app's task to the waiting process; the token goes through a pipe, where other users cannot see it."""
@@ -187,19 +250,14 @@ class Launcher:
 
         if spec.task_type != TaskType.CLIENT_APP:
             return LaunchResult.failed("only client apps run at this partner")
-        for _ in range(2):
-            if self._spare is None or self._spare.poll() is not None:
-                self.prepare()
-            process, self._spare = self._spare, None
-            assert process is not None
-            assert process.stdin is not None
-            try:
-                process.stdin.write(spec.token.encode() + b"\n")
-                process.stdin.close()
-            except OSError:
-                continue  # it died while it waited: a fresh one takes the task
+        for _ in range(2):  # where it died while it waited, a fresh one takes the task
             self.prepare()
-            return LaunchResult.accepted()
+            spare, self._spare = self._spare, None
+            assert spare is not None
+            if spare.give(spec.token):
+                self._busy = [one for one in self._busy if one.lives] + [spare]  # asked after, so that no ended one stays a zombie
+                self.prepare()
+                return LaunchResult.accepted()
         return LaunchResult.failed("no process could be started for the app")
 
 
@@ -217,11 +275,16 @@ def run_executor(options: argparse.Namespace) -> None:
     launcher = Launcher(_handed_on(options))
     launcher.prepare()
 
+    def capacity(self: SubprocessExecutor, wanted: set[TaskType], **_: object) -> tuple[set[TaskType], set[str]]:
+        del self
+        return (wanted if launcher.ready() else set()), set()
+
     def launch(self: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:
         del self
         return launcher.launch(spec)
 
     AutoExecPlugin.supported_task_types = frozenset({TaskType.CLIENT_APP})
+    SubprocessExecutor.get_eligible_capacity = capacity  # type: ignore[method-assign, assignment]
     SubprocessExecutor.launch = launch  # type: ignore[method-assign]
     run_superexec(
         runtime_api_address=options.runtime_api_address,
@@ -234,12 +297,19 @@ def run_executor(options: argparse.Namespace) -> None:
 
 def run_app(options: argparse.Namespace) -> None:
     """Waits for a task's token on standard input, then does that one task."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # also while it imports, when nobody reads that the executor is gone
+    if os.getppid() != options.parent_pid:
+        return
     from flwr.supernode.runtime import run_clientapp as module
 
     verify()
     for name in filter(None, options.preload.split(",")):
         with contextlib.suppress(ImportError):  # the app meets it too, where it is answered
             importlib.import_module(name)
+    if options.ready is not None:
+        with contextlib.suppress(OSError):
+            os.write(options.ready, b"\n")
+        os.close(options.ready)
     token = sys.stdin.readline().strip()
     if not token:
         return  # the executor ended
@@ -275,6 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--deadline-s", type=float, default=0.0)
     parser.add_argument("--preload", default="")
     parser.add_argument("--secret", type=Path)
+    parser.add_argument("--ready", type=int)
     parser.add_argument("--parent-pid", type=int, required=True)
     options = parser.parse_args(arguments)
     sys.exit(guarded(lambda: (run_executor if options.role == "executor" else run_app)(options), debug=False))

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from flwr.common.constant import ErrorCode
+from flwr.supercore.constant import TaskType
+from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResultStatus
 
 from client import app_process
 from client.allowed import AllowList
@@ -175,21 +179,73 @@ def test_an_app_that_takes_too_long_is_interrupted_and_a_quick_one_is_not(tmp_pa
     time.sleep(0.4)  # and no alarm is left behind
 
 
-def test_only_client_apps_are_launched(tmp_path: Path) -> None:
-    from flwr.supercore.constant import TaskType
-    from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResultStatus
+def _task(token: str, kind: TaskType = TaskType.CLIENT_APP) -> ExecutionSpec:
+    return ExecutionSpec(
+        task_type=kind,
+        runtime_api_address="127.0.0.1:1",
+        token=token,
+        insecure=True,
+        root_certificates_path=None,
+        runtime_dependency_install=False,
+        parent_pid=None,
+        suppress_output=False,
+        task_id=1,
+    )
 
+
+def test_only_client_apps_are_launched() -> None:
     launcher = app_process.Launcher([])
     for kind in set(TaskType) - {TaskType.CLIENT_APP}:
-        spec = ExecutionSpec(
-            task_type=kind,
-            runtime_api_address="127.0.0.1:1",
-            token="t",
-            insecure=True,
-            root_certificates_path=None,
-            runtime_dependency_install=False,
-            parent_pid=None,
-            suppress_output=False,
-            task_id=1,
-        )
-        assert launcher.launch(spec).status == LaunchResultStatus.FAILED
+        assert launcher.launch(_task("t", kind)).status == LaunchResultStatus.FAILED
+
+
+WAITS = """
+import os, signal, sys, time
+ready = int(sys.argv[-1].partition("=")[2])
+with open(sys.argv[1], "a") as started:
+    started.write(f"{os.getpid()}\\n")
+while not os.path.exists(sys.argv[1] + ".go"):
+    time.sleep(0.02)
+os.write(ready, b"\\n")
+os.close(ready)
+with open(sys.argv[1] + ".tasks", "a") as tasks:
+    tasks.write(sys.stdin.readline())
+"""
+
+
+def test_a_task_is_claimed_only_while_a_process_is_ready_and_one_waits_at_most(tmp_path: Path) -> None:
+    started, tasks, go = tmp_path / "p", tmp_path / "p.tasks", tmp_path / "p.go"
+    launcher = app_process.Launcher([])
+    launcher._command = [sys.executable, "-c", WAITS, str(started)]
+
+    def waits() -> list[int]:
+        return [int(pid) for pid in started.read_text().split()] if started.is_file() else []
+
+    def until(true: Callable[[], bool]) -> None:
+        end = time.monotonic() + 60
+        while not true():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    assert not launcher.ready()
+    until(lambda: len(waits()) == 1)
+    for _ in range(20):  # however often Flower asks while it still imports
+        assert not launcher.ready()
+    assert len(waits()) == 1
+
+    go.touch()
+    until(launcher.ready)
+    assert launcher.launch(_task("first")).status == LaunchResultStatus.ACCEPTED
+    until(lambda: tasks.is_file() and tasks.read_text() == "first\n")
+    until(launcher.ready)
+    assert len(waits()) == 2
+
+    os.kill(waits()[-1], signal.SIGKILL)  # before anybody asked: its task goes to a fresh one
+    until(lambda: not launcher.ready())
+    until(launcher.ready)
+    assert launcher.launch(_task("second")).status == LaunchResultStatus.ACCEPTED
+    until(lambda: tasks.read_text() == "first\nsecond\n")
+    until(lambda: len(waits()) == 4)
+    assert launcher._spare is not None
+    assert launcher._spare.give()  # the last one ends, too
+    until(lambda: not any(one.lives for one in (*launcher._busy, launcher._spare)))
