@@ -263,7 +263,7 @@ def _remarks(home: Home, card: PartnerCard, before: dict[str, PartnerCard]) -> t
 
 
 def _agreement(card: PartnerCard) -> Agreement:
-    return Agreement(ceiling_epsilon=card.ceiling_epsilon, verify_key=card.verify_key)
+    return Agreement(ceiling_epsilon=card.ceiling_epsilon, verify_key=card.verify_key, catalogue_hash=card.catalogue_hash or "")
 
 
 def _agreements(home: Home) -> dict[str, Agreement]:

@@ -12,7 +12,7 @@ from shared.config import build, setting
 from shared.errors import AdmissionRefused, ConfigError
 from shared.privacy.receipts import SignedReceipt
 from shared.privacy.signing import is_verify_key
-from shared.wire import DOMAIN
+from shared.wire_rules import DOMAIN, SHA256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +21,11 @@ class Agreement:
 
     ceiling_epsilon: float = setting(math.inf, "largest epsilon that this domain's ledger may show", low=0.0)
     verify_key: str = setting("", "public key of its receipts, in hex; empty: the key of the first receipt that was kept")
+    catalogue_hash: str = setting("", "sha256 of the public catalogue that it enrolled with; empty: none is known")
 
     def __post_init__(self) -> None:
+        if self.catalogue_hash and not SHA256(self.catalogue_hash):
+            raise ConfigError("'catalogue_hash' is not a sha256 of 64 small hex digits", do="Copy it from the partner's card.")
         if self.verify_key and not is_verify_key(self.verify_key):
             raise ConfigError("'verify_key' is not a public key of 64 small hex digits", do="Copy it from the partner's public keys.")
 
@@ -90,6 +93,15 @@ class Partners:
         agreed = "" if self.agreements is None else self.agreements[domain].verify_key
         last = self.receipts.get(domain)
         return agreed or (None if last is None else last.verify_key)
+
+    def other_catalogues(self, brought: Mapping[str, str]) -> list[str]:
+        """Domains whose catalogue is not the one that they enrolled with, sorted.
+
+        Args:
+            brought: domain -> sha256 of the catalogue whose moments it sent.
+        """
+        agreed = {domain: one.catalogue_hash for domain, one in (self.agreements or {}).items() if one.catalogue_hash}
+        return sorted(domain for domain, digest in brought.items() if agreed.get(domain, digest) != digest)
 
     def registered_as(self, node: int) -> str | None:
         """The domain whose key a node proved to hold when it connected; None where nobody knows."""

@@ -199,8 +199,10 @@ class Coordinator:
             space, layer = start.space, initial_arrays(model, start.config.seed)
         else:
             moments = self._query(wire.MOMENTS, wire.MomentsQuery(run_id=self._run_id))
-            parts = [Moments(r.count, r.total, r.outer) for r in moments.values() if isinstance(r, wire.MomentsReply)]
-            space = InterestSpace.from_moments(parts, model.dimension)
+            found = {domain: r for domain, r in moments.items() if isinstance(r, wire.MomentsReply)}
+            for domain in self.partners.other_catalogues({name: r.catalogue_hash for name, r in found.items()}):
+                LOG.warning("moments: the catalogue of %s is not the one that it enrolled with (catalogue-changed)", domain)
+            space = InterestSpace.from_moments([Moments(r.count, r.total, r.outer) for r in found.values()], model.dimension)
             centroids = self._query(wire.CENTROIDS, wire.CentroidsQuery(mean=space.mean, basis=space.basis, scale=space.scale))
             rows = [r.centroids for r in centroids.values() if isinstance(r, wire.CentroidsReply)]
             space, layer = space.with_prototypes(rows, model.prototypes, self.config.seed), initial_arrays(model, self.config.seed)

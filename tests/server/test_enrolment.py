@@ -94,6 +94,17 @@ def test_a_domain_that_comes_with_another_key_is_refused_unless_somebody_says_wh
     assert PartnerCard.from_json(json.dumps(last["card"])) == books(THIEF)  # with its signature: it can be checked later
 
 
+def test_a_run_learns_which_catalogue_a_partner_enrolled_with(home: Home) -> None:
+    enroll(home, books())
+    enroll(home, films(catalogue_hash=None))
+    known = Partners.from_toml(home.partners_file.read_text())
+    assert books().catalogue_hash is not None
+    assert known.other_catalogues({"books": books().catalogue_hash, "films": "0" * 64}) == []
+    assert known.other_catalogues({"books": "0" * 64, "films": "0" * 64, "games": "0" * 64}) == ["books"]
+    enroll(home, books(catalogue_hash="0" * 64))
+    assert Partners.from_toml(home.partners_file.read_text()).other_catalogues({"books": "0" * 64}) == []
+
+
 def test_a_ceiling_goes_down_by_the_partners_word_and_up_with_a_reason(home: Home) -> None:
     enroll(home, books(ceiling_epsilon=8.0))
     assert enroll(home, books(ceiling_epsilon=4.0)).changed == ("ceiling_epsilon",)

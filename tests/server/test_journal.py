@@ -13,6 +13,7 @@ from flwr.app import Context, RecordDict
 from server import app as server_app
 from server import journal
 from server.journal import Journal, is_kept, keeping
+from server.report import incidents
 from server.run_record import RunRecord
 from server.strategy import Coordinator, TooFewClients
 from shared.errors import RunFolderError
@@ -82,7 +83,8 @@ def test_the_app_works_in_a_prepared_folder_whose_parts_are_links(tmp_path: Path
     folder = tmp_path / "runs" / "tiny-1"
     folder.mkdir(parents=True)
     (folder / "run.toml").write_text(small_config().to_toml())
-    (tmp_path / "partners.toml").write_text("[arts]\n[books]\n[music]\n")
+    agreed = f'[arts]\ncatalogue_hash = "{"cd" * 32}"\n[books]\ncatalogue_hash = "{"ab" * 32}"\n[music]\n'
+    (tmp_path / "partners.toml").write_text(agreed)
     for name in ("partners.toml", "receipts.json"):
         (folder / name).symlink_to(tmp_path / name)
     RunRecord(name="tiny-1", created_utc="", bundle_digest="0" * 64, expected_clients=2).write(folder)  # music is known to be away
@@ -96,3 +98,5 @@ def test_the_app_works_in_a_prepared_folder_whose_parts_are_links(tmp_path: Path
     assert ("train", 3) in said
     assert events(folder)[0] == "begun"
     assert events(folder)[-1] == "finished"
+    found = [(one["code"], "arts" in one["what"]) for one in incidents(Journal(folder).read(), [])]
+    assert found == [("catalogue-changed", True)]  # books brought what it enrolled with
