@@ -158,6 +158,9 @@ class Coordinated:
             for process in self.processes.values():
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(20)
+        for pid in set(self.pids(f"{self.home.root.parent}/")) - {os.getpid()}:  # where a busy machine had no time for a stop in order
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def coordinator(
