@@ -22,9 +22,9 @@ TARGET = re.compile(r"^([a-z][a-z-]*):", re.MULTILINE)
 
 
 def typed(page: str) -> list[list[str]]:
-    """Every `make ...` and `isthmus-* ...` that a page shows, as words; comments are dropped."""
+    """Every `make ...` and `isthmus-* ...` that a page shows, as words; comments, and the `&` of what stays up, are dropped."""
     shown = [line for block in SHELL.findall(page) for line in block.splitlines()] + INLINE.findall(page)
-    words = [shlex.split(line, comments=True) for line in shown]
+    words = [shlex.split(line.removesuffix(" &"), comments=True) for line in shown]
     return [line for line in words if line and (line[0] == "make" or line[0].startswith("isthmus-"))]
 
 
