@@ -1,7 +1,8 @@
 """The programs of a coordinator and their exact command lines: SuperLink, executor, registrar, and the proxy where nginx is installed.
 
 The SuperLink listens on the loopback only: whoever reaches its port may start runs. Partners see the proxy, which shows the paths of the
-Fleet API and nothing else. Tasks are handed out to whoever knows the executor's secret. Nothing is installed while it runs.
+Fleet API and nothing else, and the guard around the SuperLink gives each node its own messages only. Tasks are handed out to whoever knows
+the executor's secret. Nothing is installed while it runs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from shared.errors import ConfigError, UsageError
 from shared.supervision import Program, last_line
 
-from . import certificates, proxy
+from . import certificates, fleet_guard, proxy
 from .home import Home
 
 SUPERLINK, EXECUTOR, REGISTRAR, PROXY = "superlink", "executor", "registrar", "proxy"
@@ -49,9 +50,10 @@ def programs(home: Home, nginx: str | None) -> list[Program]:
 
 
 def superlink(home: Home) -> list[str]:
-    """The SuperLink: TLS, nodes known by their keys, tasks for the executor alone, state that outlives it, no installations."""
+    """The SuperLink behind `server.fleet_guard`: TLS, nodes known by their keys, tasks for the executor alone, state that outlives it."""
     return [
-        _flower("flower-superlink"),
+        *(sys.executable, "-P", "-m", "server.fleet_guard"),
+        fleet_guard.PROGRAM,
         f"--ssl-ca-certfile={home.ca}",
         f"--ssl-certfile={home.certificate}",
         f"--ssl-keyfile={home.certificate_key}",
