@@ -44,7 +44,7 @@ class Link:
 
     def take(self, node: Node) -> ObjectTree:
         answer = self.guard.pull_messages(PullMessagesRequest(node=node), self.state, self.state.object_store)
-        (tree,) = answer.message_object_trees
+        tree: ObjectTree = answer.message_object_trees[0]
         return tree
 
     def push(self, asks: Node, *, source: int, target: int = SUPERLINK, reply_to: str) -> Any:
