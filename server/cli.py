@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
-from shared.console import error_record, guarded
+from shared.console import command_of, error_record, guarded
 
 from .commands.answers import EPILOG, print_document
 from .commands.enroll import EPILOG as ENROLL_EPILOG
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: runs a command and leaves with its exit code."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     given = list(sys.argv[1:] if arguments is None else arguments)
-    command = typer.main.get_command(app)
+    command = command_of(app)
     code = guarded(
         lambda: command.main(args=given, prog_name="isthmus-server", standalone_mode=False),
         debug="--debug" in given,

@@ -7,14 +7,40 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
+import typer
 
 from .errors import IsthmusError, StorageError
 
 INTERRUPTED = 130
+
+
+def command_of(app: typer.Typer) -> click.Command:
+    """The command of an app, with the help of its arguments.
+
+    Click knows the help of an argument itself from 8.5 on, and clears what typer 0.20, the newest that Flower 1.41 admits, had set just
+    before. So it is taken from the signatures once more.
+    """
+    root = typer.main.get_command(app)
+    for command in _all(root):
+        hints = typing.get_type_hints(command.callback, include_extras=True) if command.callback is not None else {}
+        for parameter in command.params:
+            if isinstance(parameter, typer.core.TyperArgument) and not parameter.help:
+                said = typing.get_args(hints.get(parameter.name or ""))[1:]
+                parameter.help = next((one.help for one in said if isinstance(one, typer.models.ArgumentInfo)), None)
+    return root
+
+
+def _all(command: click.Command) -> Iterator[click.Command]:
+    """A command, and all below it."""
+    yield command
+    if isinstance(command, click.Group):
+        for one in command.commands.values():
+            yield from _all(one)
 
 
 def guarded(work: Callable[[], Any], *, debug: bool, on_error: Callable[[BaseException, int], None] | None = None) -> int:

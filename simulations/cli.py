@@ -17,7 +17,7 @@ import typer
 from shared import errors
 from shared.errors import UsageError
 
-from .console import Console, error_record, guarded
+from .console import Console, command_of, error_record, guarded
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -223,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     given = list(sys.argv[1:] if arguments is None else arguments)
-    command = typer.main.get_command(app)
+    command = command_of(app)
     code = guarded(
         lambda: command.main(args=given, prog_name="isthmus-simulate", standalone_mode=False),
         debug="--debug" in given,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.console import error_record, guarded
+from shared.console import command_of, error_record, guarded
 
 if TYPE_CHECKING:
     from .comparison import Comparison, FinishedRun
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 _NARROWEST = 80
 
-__all__ = ["Console", "Progress", "error_record", "guarded"]
+__all__ = ["Console", "Progress", "command_of", "error_record", "guarded"]
 
 
 class Console:

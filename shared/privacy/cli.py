@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..console import error_record, guarded
+from ..console import command_of, error_record, guarded
 from ..errors import AuditError, UsageError
 
 EXIT_WORDS = {
@@ -171,7 +171,7 @@ _REPORT_CODES = {"WITHIN BUDGET": 0, "WITHIN RAISED BUDGET": 33, "EXCEEDED": 32}
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: runs a command and leaves with its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    command = typer.main.get_command(app)
+    command = command_of(app)
     code = guarded(
         lambda: command.main(args=given, prog_name="isthmus-audit", standalone_mode=False),
         debug="--debug" in given,
