@@ -1,6 +1,7 @@
 """What the coordinator signs for a run, and what it signed before: a run goes on under the contract that it began with, or not at all.
 
-Clients hold a run to its first contract. So a resume that would sign anything else ends here, with the reason, before a client is asked.
+Clients hold a run to the first contract that they accepted. So a resume that would sign anything else ends here, with the reason, before a
+client is asked.
 """
 
 from __future__ import annotations
@@ -63,9 +64,11 @@ def greeting(config: RunConfig, run_id: str, signing: Signing | None) -> wire.He
     return wire.Hello(run_id=run_id, config_toml=text, contract_signature=signature, bundle_digest=digest)
 
 
-def keep(folder: Path, hello: wire.Hello) -> None:
+def keep(folder: Path, hello: wire.Hello) -> bool:
     """Writes down what a run is announced with; again with the same: nothing happens.
 
+    Returns:
+        Whether it was not announced before.
     Raises:
         FederationError: the run was announced with another contract before.
         StorageError: it cannot be written.
@@ -79,13 +82,19 @@ def keep(folder: Path, hello: wire.Hello) -> None:
     except (OSError, ValueError, RecursionError):
         raise FederationError(f"{path} cannot be read", do="Restore it, or start a new run in another folder.") from None
     if before == now:
-        return
+        return False
     if isinstance(before, dict) and before.get("run_id") == hello.run_id:
         raise FederationError(
             "the contract is not the one this run was announced with: key, bundle or configuration (its compute table included) changed",
             do="Resume with the key, the bundle and the config.toml that it began with, or start a new run.",
         )
     replace_file(path, (json.dumps(now, indent=1) + "\n").encode())
+    return True
+
+
+def forget(folder: Path) -> None:
+    """Takes back what nobody accepted: a run that everybody refused for its contract may be announced with another one."""
+    (folder / CONTRACT_FILE).unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> str:

@@ -41,7 +41,7 @@ from .outcome import Outcome
 from .partners import Partners
 from .receipts import RECEIPTS_FILE, ReceiptsFile, newest
 from .round_log import RoundLog, RoundReport
-from .run_contract import Signing, greeting, keep
+from .run_contract import Signing, forget, greeting, keep
 from .too_few import TooFewClients as TooFewClients
 from .too_few import too_few
 
@@ -50,6 +50,8 @@ ATTEMPTS = 3
 """How often clients are asked for one round before the run ends with `TooFewClients`."""
 QUERY_ATTEMPTS = 2
 """How often a client is asked anything else before it is left out."""
+UNREAD = frozenset({"refused-bundle", "refused-version", "refused-signature"})
+"""Refusals that come before a client looks into a run's contract: its ledger knows nothing of the run."""
 PASSING = frozenset({NO_REPLY, "error", "unavailable"})
 """Codes of failures that may pass."""
 
@@ -111,8 +113,8 @@ class Coordinator:
         self._remember(kept, checkpoint)
         self._run_id = checkpoint.run_id if checkpoint else self._named()
         self._admission = Admission(config=self.config, run_id=self._run_id, partners=self.partners, text_dimension=self.text_dimension)
-        keep(self.folder, greeting(self.config, self._run_id, self.signing))
-        self._assemble()
+        first = keep(self.folder, greeting(self.config, self._run_id, self.signing))
+        self._assemble(first=first)
         if checkpoint is None:
             checkpoint = self._found(start)
             checkpoints.save(checkpoint)
@@ -163,12 +165,14 @@ class Coordinator:
         replace_file(path, json.dumps({"run_id": name, "config_hash": self.config.config_hash}).encode())
         return name
 
-    def _assemble(self) -> None:
-        """Waits for clients and greets them."""
+    def _assemble(self, *, first: bool) -> None:
+        """Waits for clients and greets them; ``first``: nobody was greeted with this contract before."""
         least = self.config.aggregation.min_clients
         wanted = max(self.expected_clients or self.partners.expected or least, least)
         nodes = self._messenger.wait_for_nodes(wanted, self.config.aggregation.wait_s)
         dropped = self._greet(nodes) if nodes else []
+        if first and not self.partners.nodes and UNREAD.issuperset(code for _, code in dropped):
+            forget(self.folder)
         self._enough("hello", dropped)
         self.progress("hello", len(self.partners.nodes), wanted)
 

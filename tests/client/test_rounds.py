@@ -73,8 +73,14 @@ def test_a_run_whose_plan_is_used_up_is_refused_before_any_data_are_opened(world
     settings, privacy = world["films"], CONFIG.privacy
     with Ledger.open(settings.ledger_path, signer=own_keys(settings)) as ledger:
         for _ in range(privacy.rounds + privacy.reserve_rounds):  # attempts that were lost
-            what = {"mechanism": round_mechanism(CONFIG), "config_hash": CONFIG.config_hash}
-            ledger.intent(run_id="run-1", round=1, bundle_digest="b" * 64, code_version="0", **what)
+            ledger.intent(
+                run_id="run-1",
+                round=1,
+                mechanism=round_mechanism(CONFIG),
+                config_hash=CONFIG.config_hash,
+                bundle_digest="b" * 64,
+                code_version="0",
+            )
     _OPENED = []
     try:
         with pytest.raises(Refusal) as refused:

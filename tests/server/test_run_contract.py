@@ -13,7 +13,7 @@ from flwr.app import Context, RecordDict
 from server import app as server_app
 from server.app import run_federation
 from server.contract_key import CoordinatorKey
-from server.run_contract import Signing, greeting, keep
+from server.run_contract import Signing, forget, greeting, keep
 from server.strategy import Coordinator
 from shared import contract, wire
 from shared.config import RunConfig
@@ -213,3 +213,14 @@ def test_the_server_app_starts_no_unsigned_run_where_the_key_is_open_to_others(s
     with pytest.raises(ConfigError, match="chmod 600"):
         server_app.app(grid=grid, context=context)
     assert grid.said == []
+
+
+def test_a_contract_that_everybody_refused_may_be_replaced_and_one_that_somebody_accepted_may_not(tmp_path: Path) -> None:
+    hello = greeting(CONFIG, "run-1", SIGNING)
+    assert keep(tmp_path, hello)  # for the first time
+    assert not keep(tmp_path, hello)
+    forget(tmp_path)
+    other = Signing(signer=SigningPair.generate(), bundle_digest="c" * 64)
+    assert keep(tmp_path, greeting(CONFIG, "run-1", other))
+    with pytest.raises(FederationError, match="not the one this run was announced with"):
+        keep(tmp_path, hello)
