@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from client.key_rotation import own_keys
 from shared.privacy.audit import verify
 from shared.privacy.findings import Status
@@ -9,20 +11,23 @@ from shared.privacy.ledger import read_events
 from tests.journeys.coordinated import Coordinated
 
 
-def lost_attempts(ours: Coordinated, *, rounds: dict[str, int], reserve: int) -> dict[str, int]:
+def lost_attempts(ours: Coordinated, *, rounds: Mapping[str, int], reserve: int, run_id: str = "") -> dict[str, int]:
     """Every ledger verifies against the coordinator's receipts and holds one plan; intents are commits and lost attempts, and no more.
 
     Args:
         rounds: commits that each domain has to have.
         reserve: attempts that a run may lose.
+        run_id: the run that is meant, where ledgers hold several.
     Returns:
         Lost attempts of each domain.
     """
     lost = {}
+    receipts = ours.home.receipts if ours.home.receipts.is_file() else None  # there are none before the first round
     for domain, settings in ours.partners.items():
-        found = verify(settings.ledger_path, key=own_keys(settings).verify_key, receipts=ours.home.receipts)
+        found = verify(settings.ledger_path, key=own_keys(settings).verify_key, receipts=receipts)
         assert found.status is Status.INTACT, (domain, found.findings)
-        kinds = [event.kind for event in read_events(settings.ledger_path)]
+        events = read_events(settings.ledger_path)
+        kinds = [event.kind for event in events if not run_id or event.payload.get("run_id") == run_id]
         intents, commits = kinds.count("intent"), kinds.count("commit")
         assert kinds.count("schedule") <= 1, domain
         assert commits == rounds[domain], (domain, kinds)
