@@ -13,6 +13,7 @@ import polars as pl
 
 from client.data.links import LinkColumns
 from client.durable_files import write_file
+from client.key_rotation import own_keys
 from client.keys import KEY_FILE, Keys
 from client.settings import (
     AgreedRanges,
@@ -125,7 +126,7 @@ def settings_of(folder: RunFolder) -> list[ClientSettings]:
 
 def make_ledger(settings: ClientSettings, *, private: bool) -> None:
     """Creates the domain's ledger where there is none; one of an older format goes on in this one."""
-    path, keys = settings.ledger_path, Keys.load_or_create(settings.at_home("keys"))
+    path, keys = settings.ledger_path, own_keys(settings)
     if path.is_file():
         try:
             Ledger.upgrade(path, signer=keys, why="a simulation goes on with this ledger")
@@ -147,7 +148,7 @@ def make_ledger(settings: ClientSettings, *, private: bool) -> None:
 
 def _keep_keys(settings: ClientSettings, kept: Path) -> None:
     """A ledger that outlives a run is signed with a key that does too."""
-    Keys.load_or_create(kept)
+    Keys.load_or_create(kept)  # a folder without settings: nothing rotates the keys there
     write_file(settings.at_home("keys") / KEY_FILE, (kept / KEY_FILE).read_bytes())
 
 
@@ -189,7 +190,7 @@ def _name_pseudonym_key(settings: ClientSettings, seed: int) -> None:
 def _introduce(settings: Sequence[ClientSettings]) -> None:
     """Every partner gets the public keys of every other, as files."""
     for one in settings:
-        public = Keys.load_or_create(one.at_home("keys")).public(one.domain).to_json()
+        public = own_keys(one).public(one.domain).to_json()
         for other in settings:
             if other.domain != one.domain:
                 folder = other.path(other.passports.partners)

@@ -19,7 +19,7 @@ import numpy as np
 
 from client.app import build_client_app
 from client.evaluation import EvaluatedDomain, evaluated
-from client.keys import Keys
+from client.key_rotation import own_keys
 from client.preparation import prepare
 from client.settings import ClientSettings
 from server.checkpoints import Checkpoints
@@ -228,7 +228,7 @@ def _ledgers_are_free(settings: Sequence[ClientSettings]) -> None:
     """Nobody is asked for anything before every ledger can be written."""
     for one in settings:
         try:
-            Ledger.open(one.ledger_path, signer=Keys.load_or_create(one.at_home("keys"))).close()
+            Ledger.open(one.ledger_path, signer=own_keys(one)).close()
         except LedgerError as error:
             raise type(error)(f"domain '{one.domain}': {error.what}", do=error.do) from None
 
