@@ -122,7 +122,7 @@ def next_message(position: Position, node: Node) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """What the SuperLink's own state says about another node, which nobody tells a partner."""
+    """What the SuperLink's own state says about another node, which nobody tells a partner. ``objects``: those that are there."""
 
     node_id: int
     messages: tuple[str, ...]
@@ -139,11 +139,12 @@ def secrets_of(state: Path, domain: str) -> Secrets:
         children: dict[str, list[str]] = {}
         for parent, child in found.execute("SELECT parent_id, child_id FROM object_children"):
             children.setdefault(parent, []).append(child)
+        there = {row[0] for row in found.execute("SELECT object_id FROM objects WHERE is_available = 1")}
     objects, waiting = [], [*messages, *replies]
     while waiting:
         objects.append(one := waiting.pop())
         waiting += children.get(one, [])
-    return Secrets(signed % 2**64, tuple(messages), tuple(replies), tuple(dict.fromkeys(objects)))
+    return Secrets(signed % 2**64, tuple(messages), tuple(replies), tuple(one for one in dict.fromkeys(objects) if one in there))
 
 
 def runs_and_nodes(home_status: dict[str, Any]) -> str:
