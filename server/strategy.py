@@ -18,6 +18,7 @@ import json
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -54,6 +55,8 @@ UNREAD = frozenset({"refused-bundle", "refused-version", "refused-signature"})
 """Refusals that come before a client looks into a run's contract: its ledger knows nothing of the run."""
 PASSING = frozenset({NO_REPLY, "error", "unavailable"})
 """Codes of failures that may pass."""
+CHANCES = 2
+"""How often a node that was left out for such a failure is greeted again, before a later round."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total): stages are hello, moments, centroids, descriptor, train and deliver."""
@@ -92,6 +95,7 @@ class Coordinator:
     signing: Signing | None = None
     _run_id: str = ""
     _met: set[int] = field(default_factory=set)
+    _again: Counter[int] = field(default_factory=Counter)
     _admission: Admission = field(init=False)
     _messenger: Messenger = field(init=False)
     _traffic: dict[str, Traffic] = field(default_factory=dict)
@@ -190,6 +194,7 @@ class Coordinator:
             except AdmissionRefused as error:
                 dropped.append((self._name(node), error.code if isinstance(error, Inadmissible) else "domain"))
                 LOG.warning("hello: %s is left out (%s)", *dropped[-1])
+                self._leave_out(node, dropped[-1][1])
         return dropped
 
     # --- the interest space ----------------------------------------------------------------------------------------------------
@@ -229,7 +234,7 @@ class Coordinator:
             if isinstance(reply, Inadmissible):
                 dropped.append((self._name(node), reply.code))
                 LOG.warning("%s: %s is left out of the run (%s)", kind, *dropped[-1])
-                self.partners.drop(node)
+                self._leave_out(node, reply.code)
             else:
                 good[self._name(node)] = reply
         if nodes is None:
@@ -321,6 +326,13 @@ class Coordinator:
         if new := [node for node in nodes if node not in self._met]:
             self._greet(new)
             self._hand_out(space, new)
+
+    def _leave_out(self, node: int, code: str) -> None:
+        """Goes on without a node. One that only failed, for example because it was starting again, is a newcomer before a later round."""
+        self.partners.drop(node)
+        if code in PASSING and self._again[node] < CHANCES:
+            self._again[node] += 1
+            self._met.discard(node)
 
     # --- the end ---------------------------------------------------------------------------------------------------------------
 

@@ -271,6 +271,21 @@ def test_a_client_that_connects_late_is_greeted_and_takes_part(tmp_path: Path) -
     assert outcome.domains == ("arts", "books", "cameras")
 
 
+@pytest.mark.parametrize(("failures", "rounds"), [(2, 3), (6, 0)])
+def test_a_client_that_missed_the_beginning_is_greeted_again_a_few_times(tmp_path: Path, failures: int, rounds: int) -> None:
+    """Its node was starting again while the space was made: that is no reason to do without it for the whole run."""
+    tries: list[int] = []
+
+    def away(client: int, round: int, content: RecordDict) -> RecordDict:
+        tries.extend([client] if client == 2 else [])
+        return wire.Unavailable().pack() if client == 2 and len(tries) <= failures else content
+
+    federate(tmp_path, fault=away)
+    answered = [line["replies"] for line in lines(tmp_path)]
+    assert answered == [["arts", "books", "cameras"] if rounds else ["arts", "books"]] * 3
+    assert len(tries) == (failures if not rounds else 2 + 2 + 3 + 1)  # in vain; or hello, hello and descriptor, rounds, delivery
+
+
 def test_only_enrolled_domains_take_part_and_none_above_its_ceiling(tmp_path: Path) -> None:
     partners = Partners(
         agreements={"arts": Agreement(), "books": Agreement(), "drums": Agreement(), "cameras": Agreement(ceiling_epsilon=0.15)}
