@@ -124,13 +124,13 @@ class Run:
     def now(self) -> RunStatus:
         return runs.status(self.folder)
 
-    def tend(self, until: Callable[[RunStatus], bool], patience_s: float = PATIENCE_S) -> RunStatus:
+    def tend(self, until: Callable[[RunStatus], bool], patience_s: float = PATIENCE_S, pause_s: float = _PAUSE_S) -> RunStatus:
         """Does what an operator does, until something is so."""
         end = time.monotonic() + patience_s
         while not until(now := self.now):
             self.look_after(now)
             assert time.monotonic() < end, f"nothing moves: {now.to_json()}\n{self.ours.logs()}"
-            time.sleep(_PAUSE_S)
+            time.sleep(pause_s)
         return now
 
     def tend_for(self, some_s: float) -> None:
@@ -196,7 +196,8 @@ def victims(ours: Coordinated, database: postgres.Server | None = None) -> dict[
 
     found = {
         "node": at_a_partner("client.bundle_guard"),
-        "app process": at_a_partner("client.app_process app"),
+        "app at work": lambda draw: _kill_at_work(ours, draw),
+        "app that waits": at_a_partner("client.app_process app"),
         "executor of a node": at_a_partner("client.app_process executor"),
         "isthmus-client up": at_a_partner("client.cli up"),
         "SuperLink": of("flower-superlink", f"--database={ours.home.superlink_state}"),
@@ -212,7 +213,7 @@ def victims(ours: Coordinated, database: postgres.Server | None = None) -> dict[
 
 
 def _kill(ours: Coordinated, draw: random.Random, *words: str) -> bool:
-    """Kills one of what is found: of an app's processes one may be busy and one waits."""
+    """Kills one of what is found."""
     pids = sorted(ours.pids(*words))
     if not pids:
         return False
@@ -221,6 +222,25 @@ def _kill(ours: Coordinated, draw: random.Random, *words: str) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def _kill_at_work(ours: Coordinated, draw: random.Random) -> bool:
+    """An app that has a message: one younger than it waits for the next."""
+    found = [ours.pids("client.app_process app", f"{settings.base}/") for settings in ours.partners.values()]
+    busy = [min(pids, key=_begun) for pids in found if len(pids) > 1]
+    if not busy:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(draw.choice(busy), signal.SIGKILL)
+    return True
+
+
+def _begun(pid: int) -> int:
+    """When a process began, in ticks; nothing younger than one that is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0
 
 
 def _power_cut(database: postgres.Server, for_s: float) -> bool:

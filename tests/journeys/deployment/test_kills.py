@@ -25,7 +25,8 @@ pytestmark = pytest.mark.slow
 
 ONE_BY_ONE = (
     "node",
-    "app process",
+    "app at work",
+    "app that waits",
     "executor of a node",
     "isthmus-client up",
     "SuperLink",
@@ -57,7 +58,7 @@ def test_a_run_ends_well_whoever_is_killed(ours: Coordinated, postgresql: postgr
     after, pause = draw.randrange(ROUNDS), draw.uniform(0.0, 6.0)
     run.tend(lambda now: now.state is State.RUNNING and now.round >= after)
     time.sleep(pause)
-    run.tend(lambda now: kill(draw) or not now.state.going_on)  # an app process lives for moments
+    run.tend(lambda now: kill(draw) or not now.state.going_on, pause_s=0.1)  # an app works for moments
     print(f"\n{victim}: killed {pause:.1f} s after round {after}", flush=True)
 
     ended = run.to_the_end()
