@@ -39,7 +39,7 @@ from tests.journeys.deployment.partner_position import Position, Secrets, next_m
 from tests.journeys.deployment.what_must_hold import lost_attempts
 from tests.server.nginx import installed
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 THIEF, ASLEEP, AWAKE = "books", "films", "music"
 SUPERLINK = 1
