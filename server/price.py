@@ -12,7 +12,7 @@ from shared.enrolment import PartnerCard
 from shared.privacy.mechanism import Mechanism
 from shared.privacy.receipts import SignedReceipt
 
-from .privacy_overview import finite
+from .privacy_overview import explains, finite, spent_events
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,15 +21,16 @@ class DomainPrice:
 
     Args:
         spent: epsilon by its last receipt; 0 before there is any.
-        after: epsilon once the whole schedule is reserved; None where the ledger holds earlier runs: it adds them up by its own rule, and
-            only its owner can ask it.
+        after: epsilon once the whole schedule is reserved.
+        at_least: ``after`` may be more: the ledger holds earlier runs and adds them up by its own rule, and only its owner can ask it.
         ceiling: the largest epsilon that the partner agreed to.
         against: why its client would refuse, a line each.
     """
 
     domain: str
     spent: float
-    after: float | None
+    after: float
+    at_least: bool
     ceiling: float
     against: tuple[str, ...]
 
@@ -63,7 +64,8 @@ class Price:
             "domains": {
                 one.domain: {
                     "spent": finite(one.spent),
-                    "after": None if one.after is None else finite(one.after),
+                    "after": finite(one.after),
+                    "after_at_least": one.at_least,
                     "ceiling": one.ceiling,
                     "against": list(one.against),
                 }
@@ -101,12 +103,28 @@ def price(config: RunConfig, cards: Sequence[PartnerCard], receipts: Mapping[str
 
 def _domain(config: RunConfig, card: PartnerCard, receipt: SignedReceipt | None, reserved: float) -> DomainPrice:
     spent = 0.0 if receipt is None else receipt.epsilon_spent
-    after = reserved if receipt is None or receipt.count_of_intents == 0 else None
-    least = max(spent, reserved)
+    after = max(spent, reserved)
+    if receipt is not None and spent > 0.0:
+        after = max(after, _together(config, receipt))
     against = [f"'{card.domain}': {line}" for line in card.outside(config)]
-    if least > card.ceiling_epsilon:
-        against.append(f"epsilon {least:.2f} would pass the ceiling {card.ceiling_epsilon:g} of '{card.domain}'")
-    return DomainPrice(domain=card.domain, spent=spent, after=after, ceiling=card.ceiling_epsilon, against=tuple(against))
+    if after > card.ceiling_epsilon:
+        against.append(f"epsilon {after:.2f} would pass the ceiling {card.ceiling_epsilon:g} of '{card.domain}'")
+    return DomainPrice(
+        domain=card.domain, spent=spent, after=after, at_least=spent > 0.0, ceiling=card.ceiling_epsilon, against=tuple(against)
+    )
+
+
+def _together(config: RunConfig, receipt: SignedReceipt) -> float:
+    """Epsilon of what a receipt says was spent and of a whole schedule on top of it; 0 where the receipt alone does not say what that was.
+
+    The ledger decides by a filter that never counts less (`shared.privacy.budget`).
+    """
+    from shared.privacy.accountant import epsilon_pld
+
+    events = spent_events(receipt)
+    if not explains(epsilon_pld(events, config.privacy.delta), receipt.epsilon_spent):
+        return 0.0
+    return epsilon_pld([*events, _step(config).for_steps(config.privacy.total_steps)], config.privacy.delta)
 
 
 def _step(config: RunConfig) -> Mechanism:

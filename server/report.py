@@ -69,6 +69,7 @@ def build(home: Home, folder: Path, releases: Sequence[Path] = (), *, now: datet
         },
         "domains": [_domain(domain, spent.to_json(), rounds, final, ceilings, lines) for domain in known],
         "for_k_domains": spent.to_json()["for_k_domains"],
+        "for_k_domains_at_least": list(spent.at_least),
         "rounds": rounds,
         "incidents": incidents(lines, rounds),
         "utility": [_release(path, known) for path in releases],

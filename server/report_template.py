@@ -84,11 +84,11 @@ decides; <code>isthmus-audit</code> checks it.</p>
 <div class="scroll"><table>
 <caption>A person in k of these domains: composition over the k that spent most</caption>
 <thead><tr><th>k</th>{% for _ in report.for_k_domains %}<th>{{ loop.index }}</th>{% endfor %}</tr></thead>
-<tbody><tr><th>epsilon</th>{% for value in report.for_k_domains %}<td>{{ value | number }}</td>{% endfor %}</tr></tbody>
+<tbody><tr><th>epsilon</th>{% for value in report.for_k_domains %}
+<td>{{ "at least " if report.for_k_domains_at_least[loop.index0] }}{{ value | number }}</td>{% endfor %}</tr></tbody>
 </table></div>
-<p class="note">No number where receipts alone do not explain what a ledger spent: it holds releases, or runs of another kind. Give the
-ledgers
-to <code>isthmus-audit recompute</code>.</p>
+<p class="note">"At least" where receipts alone do not say what a ledger was spent on: it holds releases, or runs of several kinds. Give the
+ledgers to <code>isthmus-audit recompute</code> for the number.</p>
 {% endif %}
 {% if chart %}<figure>{{ chart | safe }}<figcaption>Epsilon by round, each domain.</figcaption></figure>{% endif %}
 </section>

@@ -207,12 +207,12 @@ def _plan_words(plan: Plan) -> str:
 
 def price_lines(price: Price) -> list[str]:
     """A price for people: by domain, then for a person in k of them."""
-    lines = [f"{'domain':<16} {'spent':>7} {'after':>7} {'ceiling':>8}   (epsilon at delta {price.delta:g}, unit: user)"]
+    lines = [f"{'domain':<16} {'spent':>7} {'after':>8} {'ceiling':>8}   (epsilon at delta {price.delta:g}, unit: user)"]
     for one in price.domains:
-        after = "?" if one.after is None else f"{one.after:.2f}"
-        lines.append(f"{one.domain:<16} {one.spent:>7.2f} {after:>7} {one.ceiling:>8.2f}")
+        after = f"{'>= ' if one.at_least else ''}{one.after:.2f}"
+        lines.append(f"{one.domain:<16} {one.spent:>7.2f} {after:>8} {one.ceiling:>8.2f}")
         lines += [f"  will refuse: {line}" for line in one.against]
-    if any(one.after is None for one in price.domains):
-        lines.append("?: its ledger holds earlier runs and adds them up by its own rule; it refuses what would pass the ceiling")
+    if any(one.at_least for one in price.domains):
+        lines.append(">=: at least; its ledger holds earlier runs, adds them up by its own rule, and refuses what would pass the ceiling")
     table = ", ".join(f"k={k} {value:.2f}" for k, value in enumerate(price.for_k_domains, 1))
     return [*lines, f"this run for a person in k domains, reserve included: {table}", f"without the reserve: {price.alone:.2f}"]

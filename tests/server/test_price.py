@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from server.commands.run import price_lines
 from server.price import price
 from server.schedule import solved
 from shared.config import RunConfig
@@ -54,12 +55,33 @@ def test_a_person_in_two_domains_costs_twice_the_steps_and_not_the_maximum() -> 
     assert found.for_k_domains[1] > found.reserved
 
 
-def test_a_ledger_with_earlier_runs_is_not_guessed_at() -> None:
+def test_what_earlier_runs_and_this_one_cost_together_is_said_as_far_as_receipts_know() -> None:
     signer = SigningPair.generate()
-    found = price(CONFIG, [partner_card(signer)], {"books": receipt(signer, "books", 3, 2.5)})
-    assert (found.domains[0].spent, found.domains[0].after) == (2.5, None)
-    restarted = price(CONFIG, [partner_card(signer)], {"books": receipt(signer, "books", 0, 0.0)})
-    assert restarted.domains[0].after == found.reserved
+    earlier = Mechanism(kind="poisson_gaussian", sampling_rate=0.1, noise_multiplier=1.0, clip_norm=0.5, grid=0.0, dimension=1, steps=12)
+    spent = epsilon_pld([earlier], CONFIG.privacy.delta)  # 3 rounds of 4 steps, as the receipt says
+
+    (known,) = price(CONFIG, [partner_card(signer)], {"books": receipt(signer, "books", 3, spent)}).domains
+    (unknown,) = price(CONFIG, [partner_card(signer)], {"books": receipt(signer, "books", 3, 6.5)}).domains
+    (restarted,) = price(CONFIG, [partner_card(signer)], {"books": receipt(signer, "books", 0, 0.0)}).domains
+
+    alone = price(CONFIG, [partner_card(signer)], {}).reserved
+    assert max(alone, spent) + 0.1 < known.after < alone + spent  # a composition, and no plain sum
+    assert (known.at_least, known.against) == (True, ())
+    assert (unknown.spent, unknown.after, unknown.at_least) == (6.5, 6.5, True)
+    assert (restarted.after, restarted.at_least) == (alone, False)
+    words = price_lines(price(CONFIG, [partner_card(signer)], {"books": receipt(signer, "books", 3, 6.5)}))
+    assert words[1].split() == ["books", "6.50", ">=", "6.50", "8.00"]
+
+
+def test_a_run_that_passes_a_ceiling_only_together_with_earlier_ones_is_known_beforehand() -> None:
+    signer = SigningPair.generate()
+    earlier = Mechanism(kind="poisson_gaussian", sampling_rate=0.1, noise_multiplier=1.0, clip_norm=0.5, grid=0.0, dimension=1, steps=12)
+    before = receipt(signer, "books", 3, epsilon_pld([earlier], CONFIG.privacy.delta))
+
+    found = price(CONFIG, [partner_card(signer, ceiling_epsilon=4.2)], {"books": before})
+
+    assert found.willing() == []
+    assert "would pass the ceiling 4.2" in found.domains[0].against[0]
 
 
 @pytest.mark.parametrize(

@@ -33,17 +33,26 @@ def receipt(domain: str, epsilon: float, *, kind: str = "poisson_gaussian") -> R
 def test_a_person_in_k_domains_is_covered_by_the_composition() -> None:
     spent = overview({domain: receipt(domain, 4.766) for domain in ("arts", "books", "cameras")}, DELTA)
     assert spent.for_k_domains == pytest.approx((4.77, 6.70, 8.29), abs=0.01)
-    assert [domain.explained for domain in spent.domains] == pytest.approx([4.766] * 3, abs=0.01)
+    assert spent.at_least == (False, False, False)
+    assert [domain.recomputed for domain in spent.domains] == pytest.approx([4.766] * 3, abs=0.01)
 
 
-def test_no_composition_is_given_where_a_receipt_shows_more_than_its_mechanism_explains() -> None:
-    spent = overview({"arts": receipt("arts", 6.0), "books": receipt("books", 4.766)}, DELTA)
-    assert spent.for_k_domains == (None, None)
+def test_where_a_receipt_shows_more_than_its_mechanism_explains_the_number_is_a_least_one() -> None:
+    spent = overview({"arts": receipt("arts", 6.0), "books": receipt("books", 4.766), "cameras": receipt("cameras", 4.766)}, DELTA)
+    assert spent.for_k_domains == pytest.approx((6.0, 6.0, 6.70), abs=0.01)  # books and cameras alone compose to 6.70
+    assert spent.at_least == (True, True, True)
+
+
+def test_where_a_receipt_shows_less_than_its_mechanism_would_cost_nothing_is_made_up() -> None:
+    """An earlier run with far more noise counts as many rounds of the last one, and cost far less."""
+    spent = overview({"arts": receipt("arts", 1.0), "books": receipt("books", 4.766)}, DELTA)
+    assert spent.for_k_domains == pytest.approx((4.77, 4.77), abs=0.01)
+    assert spent.at_least == (False, True)
 
 
 def test_without_noise_epsilon_is_infinite_and_json_says_null() -> None:
     spent = overview({"arts": receipt("arts", math.inf, kind="none")}, DELTA)
-    assert spent.for_k_domains == (math.inf,)
+    assert (spent.for_k_domains, spent.at_least) == ((math.inf,), (False,))
     assert spent.to_json()["for_k_domains"] == [None]
 
 

@@ -70,6 +70,7 @@ def test_a_report_says_what_was_spent_by_each_and_by_a_person_in_several(home: H
     assert (arts["answered"], arts["ceiling"], arts["delivered"]) == (3, 9.0, "yes")
     assert (music["answered"], music["events"], music["delivered"]) == (0, 0, None)
     assert len(document["for_k_domains"]) == 2
+    assert document["for_k_domains_at_least"] == [True, True]  # what the tiny clients say that they spent is made up
     assert document["run"]["state"] == "finished"
     write(document, tmp_path / "page.html", tmp_path / "page.json")
     assert json.loads((tmp_path / "page.json").read_text()) == document
@@ -77,6 +78,12 @@ def test_a_report_says_what_was_spent_by_each_and_by_a_person_in_several(home: H
     Silent().feed(page)
     assert "isthmus-client release metric" in page  # nobody released a figure
     assert f"{arts['epsilon']:.2f}" in page
+
+
+def test_a_number_that_receipts_do_not_explain_is_shown_as_a_least_one(home: Home, run: Path) -> None:
+    document = build(home, run)
+    assert "<td>7.00</td>" in render({**document, "for_k_domains": [6.0, 7.0], "for_k_domains_at_least": [False, False]})
+    assert "<td>at least 7.00</td>" in render({**document, "for_k_domains": [6.0, 7.0], "for_k_domains_at_least": [False, True]})
 
 
 def test_utility_is_what_partners_released_and_nothing_else(home: Home, run: Path, tmp_path: Path) -> None:
@@ -102,7 +109,7 @@ def test_a_run_that_never_began_has_a_report_too(home: Home) -> None:
     folder = prepare(home, small_config(), a_bundle(), expected_clients=None)
     document = build(home, folder)
     assert document["run"]["state"] == "lost"
-    assert document["for_k_domains"] == []
+    assert document["for_k_domains"] == document["for_k_domains_at_least"] == []
     Silent().feed(render(document))
 
 
