@@ -65,13 +65,19 @@ def stop(
     opened = open_home(home)
     up = running(opened.root)
     folders = [find(opened, run)] if run else [one.folder for one in going_on(opened)]
-    stopped = []
+    stopped, unheard = [], []
     with Control(opened.settings.superlink_address, opened.ca) as control:
         for folder in folders:
-            if launch.stop(control if up else None, folder):
-                stopped.append(folder.name)
+            try:
+                if launch.stop(control if up else None, folder):
+                    stopped.append(folder.name)
+            except FederationError as error:
+                if run:
+                    raise
+                unheard.append(f"{folder.name} was ended without being asked ({error.what})")  # with everything: by what runs it
     ended = False if run or up is None else _end(opened, int(up["pid"]))
     words = [f"stopped {name}; isthmus-server resume {opened.root} {name} goes on with it" for name in stopped]
+    words += unheard
     words += [f"{folders[0].name} was not going on"] if run and not stopped else []
     words += [] if run else ["everything is stopped" if ended else "nothing was up"]
     answer(as_json, {"stopped": stopped, "ended": ended}, "\n".join(words))

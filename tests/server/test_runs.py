@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from server import runs
+from server.cli import main
 from server.home import Home
 from server.journal import Journal, keeping
 from server.receipts import ReceiptsFile
@@ -116,6 +119,36 @@ def test_a_stopped_run_is_stopped_and_not_lost(run: Path) -> None:
     RunRecord.read(run).stopped().write(run)
     assert status(run).state is State.STOPPED
     assert not status(run).state.going_on
+
+
+SUPERVISOR = """
+import signal, sys, time
+from pathlib import Path
+from shared.process_lock import only_one, write_record
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+with only_one(Path(sys.argv[1]), "a stand-in"):
+    write_record(Path(sys.argv[1]), {"pid": __import__("os").getpid(), "started_utc": "now", "programs": {}})
+    print("up", flush=True)
+    time.sleep(300)
+"""
+
+
+def test_everything_is_stopped_where_a_run_cannot_be_asked_to_end(home: Home, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For example in the moment after the SuperLink was killed."""
+    supervisor = subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(home.root)], stdout=subprocess.PIPE)
+    assert supervisor.stdout is not None
+    with supervisor, supervisor.stdout as said:
+        try:
+            assert said.readline() == b"up\n"
+            with keeping(run, 7), pytest.raises(SystemExit) as left:
+                main(["stop", str(home.root)])
+            assert left.value.code == 0
+            assert supervisor.wait(30) == 0
+        finally:
+            supervisor.kill()
+    out = capsys.readouterr().out
+    assert "does not answer" in out
+    assert "everything is stopped" in out
 
 
 def test_one_run_goes_on_at_a_time(home: Home, run: Path) -> None:
