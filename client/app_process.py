@@ -1,6 +1,8 @@
-"""The processes below the guarded SuperNode: the executor, and one process for each message in which the app runs.
+"""The processes below the guarded SuperNode: the executor, one that waits, and one for each message in which the app runs.
 
-They stand in for ``flower-superexec`` and ``flwr-clientapp``. The executor starts client apps and no other kind of task. An app process
+They stand in for ``flower-superexec`` and ``flwr-clientapp``. The executor starts client apps and no other kind of task. The process that
+waits has imported Flower and torch, which takes longer than anything else that happens here to a message. It forks for each, and never runs
+a line of a bundle itself; where forking is not safe, outside of Linux, it does one message and ends, and another is started. An app process
 checks the bundle a second time, by the sha256 of what reached it; unpacks it itself, whole or not at all, into a folder named by the full
 digest; loads the app from there, whatever names the server gave; and answers every failure outside the app with one fixed text, because
 Flower would send the text of the exception.
@@ -43,8 +45,10 @@ REFUSED = "The FAB could not be verified."
 """Flower's own words for a refused bundle."""
 FAILED = "The app of this node could not be started."
 _OURS = frozenset({"client", "server", "shared"})
-_SPARE_PAUSE_S = 2.0
+_PAUSE_S = 2.0
 """Shortest time between two starts of processes that wait, where they end by themselves."""
+FORKS = sys.platform == "linux"
+"""Elsewhere system libraries do not bear it: on macOS, what asks for the system's proxies ends a forked process."""
 
 
 class OneMessage:
@@ -171,8 +175,8 @@ def _lies_in(module: Any, folder: Path) -> bool:
     return all(Path(place).is_relative_to(folder) for place in places if place)
 
 
-class _Spare:
-    """A process of an app that waits for its message.
+class _Waiting:
+    """The process that waits for messages, with Flower and the named libraries imported.
 
     Args:
         command: that starts it; the number of the pipe by which it says that it is ready is added.
@@ -195,27 +199,34 @@ class _Spare:
 
     @property
     def ready(self) -> bool:
-        """Whether it has imported what an app needs, and waits; for one that has no task yet."""
+        """Whether it waits for a task; it says so anew after each."""
         if not self._is_ready and self.lives and select.select([self._said], [], [], 0)[0]:
             self._is_ready = os.read(self._said, 1) != b""
         return self._is_ready and self.lives
 
-    def give(self, token: str = "") -> bool:
-        """Hands a task over, or none, and nothing can be given after that; whether it was still there to take it."""
+    def give(self, token: str) -> bool:
+        """Hands a task over; whether it was still there to take it."""
         assert self._process.stdin is not None
-        os.close(self._said)
+        self._is_ready = False
         try:
-            with self._process.stdin as there:
-                there.write(token.encode() + b"\n")
+            self._process.stdin.write(token.encode() + b"\n")
+            self._process.stdin.flush()
         except OSError:
             return False
         return True
 
+    def end(self) -> None:
+        """Nothing is given after this: it ends when it has read all of it."""
+        assert self._process.stdin is not None
+        os.close(self._said)
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+
 
 class Launcher:
-    """Starts a process for each message; one is always waiting, with Flower and the named libraries imported.
+    """Hands each message to the process that waits, and keeps one waiting.
 
-    Tasks are claimed only while one is ready. Flower takes back what does not begin within 30 s of its claim and hands it out again: on a
+    Tasks are claimed only while it is ready. Flower takes back what does not begin within 30 s of its claim and hands it out again: on a
     machine that is slower than that each try would add a process that still imports, which makes the machine slower still.
 
     Args:
@@ -224,24 +235,23 @@ class Launcher:
 
     def __init__(self, options: Sequence[str]) -> None:
         self._command = [sys.executable, "-P", "-m", "client.app_process", "app", f"--parent-pid={os.getpid()}", *options]
-        self._spare: _Spare | None = None
-        self._busy: list[_Spare] = []
+        self._waiting: _Waiting | None = None
         self._not_before = 0.0
 
     def prepare(self) -> None:
         """Starts the process that waits, where there is none."""
-        if self._spare is not None and not self._spare.lives:
-            self._spare.give()
-            self._spare = None
-        if self._spare is None:
-            self._spare = _Spare(self._command)
-            self._not_before = time.monotonic() + _SPARE_PAUSE_S
+        if self._waiting is not None and not self._waiting.lives:
+            self._waiting.end()
+            self._waiting = None
+        if self._waiting is None:
+            self._waiting = _Waiting(self._command)
+            self._not_before = time.monotonic() + _PAUSE_S
 
     def ready(self) -> bool:
         """Whether a task that is claimed now begins at once."""
-        if (self._spare is None or not self._spare.lives) and time.monotonic() >= self._not_before:
+        if (self._waiting is None or not self._waiting.lives) and time.monotonic() >= self._not_before:
             self.prepare()
-        return self._spare is not None and self._spare.ready
+        return self._waiting is not None and self._waiting.ready
 
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
         """Hands a client app's task to the waiting process; the token goes through a pipe, where other users cannot see it."""
@@ -252,11 +262,8 @@ class Launcher:
             return LaunchResult.failed("only client apps run at this partner")
         for _ in range(2):  # where it died while it waited, a fresh one takes the task
             self.prepare()
-            spare, self._spare = self._spare, None
-            assert spare is not None
-            if spare.give(spec.token):
-                self._busy = [one for one in self._busy if one.lives] + [spare]  # asked after, so that no ended one stays a zombie
-                self.prepare()
+            assert self._waiting is not None
+            if self._waiting.give(spec.token):
                 return LaunchResult.accepted()
         return LaunchResult.failed("no process could be started for the app")
 
@@ -296,7 +303,7 @@ def run_executor(options: argparse.Namespace) -> None:
 
 
 def run_app(options: argparse.Namespace) -> None:
-    """Waits for a task's token on standard input, then does that one task."""
+    """Waits for tasks' tokens on standard input, and does each in a process of its own."""
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # also while it imports, when nobody reads that the executor is gone
     if os.getppid() != options.parent_pid:
         return
@@ -306,13 +313,10 @@ def run_app(options: argparse.Namespace) -> None:
     for name in filter(None, options.preload.split(",")):
         with contextlib.suppress(ImportError):  # the app meets it too, where it is answered
             importlib.import_module(name)
-    if options.ready is not None:
-        with contextlib.suppress(OSError):
-            os.write(options.ready, b"\n")
-        os.close(options.ready)
-    token = sys.stdin.readline().strip()
+    token = next_task(options.ready)
     if not token:
         return  # the executor ended
+    verify()  # anew: the installation may have changed since this process began to wait
     one = OneMessage(options.allowed, options.apps, options.deadline_s)
     one.take_over(module)
     module.run_clientapp(
@@ -322,6 +326,40 @@ def run_app(options: argparse.Namespace) -> None:
         parent_pid=options.parent_pid,
         runtime_dependency_install=False,
     )
+
+
+def next_task(ready: int | None) -> str:
+    """The token of a task, in a process that is for this task alone; empty in the process that waits, once there is nobody to give another.
+
+    Args:
+        ready: pipe by which it says, each time, that it waits.
+    """
+    if FORKS:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a message's process ended, and none stays a zombie
+    waiting = os.getpid()
+    while True:
+        if ready is not None:
+            with contextlib.suppress(OSError):
+                os.write(ready, b"\n")
+        token = sys.stdin.readline().strip()
+        if not token or not FORKS:
+            return token
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if os.fork() == 0:
+            break
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != waiting:
+        return ""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # the pipes are the waiting process' own: whoever holds an end of them would hide that it is gone
+    for each in (nothing, ready):
+        if each is not None:
+            os.close(each)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed()  # nobody here draws from the library's own generator, and no two messages may ever see the same numbers of it
+    return token
 
 
 def _handed_on(options: argparse.Namespace) -> list[str]:

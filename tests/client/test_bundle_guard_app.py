@@ -245,7 +245,69 @@ def test_a_task_is_claimed_only_while_a_process_is_ready_and_one_waits_at_most(t
     until(launcher.ready)
     assert launcher.launch(_task("second")).status == LaunchResultStatus.ACCEPTED
     until(lambda: tasks.read_text() == "first\nsecond\n")
-    until(lambda: len(waits()) == 4)
-    assert launcher._spare is not None
-    assert launcher._spare.give()  # the last one ends, too
-    until(lambda: not any(one.lives for one in (*launcher._busy, launcher._spare)))
+    until(launcher.ready)
+    assert len(waits()) == 4
+    last = launcher._waiting
+    assert last is not None
+    last.end()
+    until(lambda: not last.lives)
+
+
+FORKED = """
+import json, os, sys, numpy, random
+from client import app_process
+token = app_process.next_task(int(sys.argv[-1]))
+said = [os.getpid(), os.getppid(), token, float(numpy.random.random()), random.random(), os.read(0, 1).decode()]
+with open(sys.argv[1], "a") as file:
+    file.write(json.dumps(said) + "\\n")
+"""
+
+
+@pytest.mark.skipif(not app_process.FORKS, reason="one message a process, where forking is not safe")
+def test_each_message_has_a_process_that_shares_nothing_with_another_and_the_waiting_one_outlives_them(tmp_path: Path) -> None:
+    said, saying = os.pipe()
+    told = tmp_path / "told"
+    command = [sys.executable, "-P", "-c", FORKED, str(told), str(saying)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(saying,)) as process:
+        os.close(saying)
+        assert process.stdin is not None
+        for token in (b"first", b"second"):
+            assert os.read(said, 1) == b"\n"
+            process.stdin.write(token + b"\n")
+            process.stdin.flush()
+        assert os.read(said, 1) == b"\n"
+        end = time.monotonic() + 60
+        while not told.is_file() or told.read_text().count("\n") < 2:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        assert process.poll() is None
+        process.stdin.close()
+        assert process.wait(30) == 0
+        assert os.read(said, 1) == b""  # no process of a message kept its end
+    os.close(said)
+    lines = {token: rest for token, *rest in ((line[2], *line[:2], *line[3:]) for line in map(json.loads, told.read_text().splitlines()))}
+    assert lines.keys() == {"first", "second", ""}
+    for token in ("first", "second"):
+        pid, parent, *_, rest = lines[token]
+        assert pid != process.pid == parent
+        assert rest == ""  # nor can it read what is meant for another
+    assert len({tuple(line[2:4]) for line in lines.values()}) == 3
+
+
+@pytest.mark.skipif(not app_process.FORKS, reason="one message a process, where forking is not safe")
+def test_a_message_ends_with_the_process_that_waits(tmp_path: Path) -> None:
+    said, saying = os.pipe()
+    script = (
+        "import sys, time; from client import app_process; print(app_process.next_task(int(sys.argv[-1])), flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-P", "-c", script, str(saying)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(saying,)) as process:
+        os.close(saying)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"first\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"first\n"
+        process.kill()
+        assert process.stdout.read() == b""  # and with it the last one who could write there
+    os.close(said)
