@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared.console import guarded
 from shared.errors import ConfigError, Refusal, StorageError
+from shared.polling import pause_s
 
 from .allowed import FILE, AllowList
 from .durable_files import storage_errors, write_file
@@ -183,6 +184,18 @@ def guarded_pull(
     return pull_and_store_message
 
 
+def promptly(pull: Callable[..., int | None]) -> Callable[..., int | None]:
+    """A pull that asks until there is a message: what finds none makes Flower wait for 3 s, however short the rounds are."""
+
+    def pull_when_there_is_one(**how: Any) -> int | None:
+        begun = time.monotonic()
+        while (run_id := pull(**how)) is None:
+            time.sleep(pause_s(time.monotonic() - begun))
+        return run_id
+
+    return pull_when_there_is_one
+
+
 class Executor:
     """Keeps the executor's process running beside the SuperNode, which would wait for ever without noticing that it is gone."""
 
@@ -283,7 +296,7 @@ def install(guard: Guard) -> None:
     from flwr.supernode import start_client_internal as module
 
     original, insert, error = module._pull_and_store_message, module._insert_message, module.FAB_VERIFICATION_ERROR
-    replaced = guarded_pull(original, guard, insert=insert, error=error)
+    replaced = promptly(guarded_pull(original, guard, insert=insert, error=error))
     module._pull_and_store_message = replaced
     if module.start_client_internal.__globals__["_pull_and_store_message"] is not replaced:
         raise ConfigError("the guard could not be put into Flower's SuperNode: nothing was started")

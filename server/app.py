@@ -93,6 +93,7 @@ def main(grid: Grid, context: Context) -> None:
     from .journal import keeping
     from .partners import Partners
     from .privacy_overview import overview
+    from .prompt_grid import PromptGrid
     from .receipts import RECEIPTS_FILE
     from .run_contract import Signing
 
@@ -109,7 +110,7 @@ def main(grid: Grid, context: Context) -> None:
         resume = bool(Checkpoints(folder / "transfer_layer").rounds())
         receipts = source.with_name(RECEIPTS_FILE).resolve()  # it is replaced as a whole, and a link must stay one
         how = {"partners": partners, "receipts": receipts, "signing": Signing.beside(source), "progress": journal.progress}
-        outcome = run_federation(grid, config, folder, resume=resume, expected_clients=_expected(folder), **how)
+        outcome = run_federation(PromptGrid(grid), config, folder, resume=resume, expected_clients=_expected(folder), **how)
         spent = overview(outcome.receipts, config.privacy.delta)
         replace_file(folder / "privacy_overview.json", (json.dumps(spent.to_json(), indent=1) + "\n").encode())
 

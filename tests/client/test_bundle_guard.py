@@ -326,3 +326,12 @@ def test_nothing_starts_where_flower_is_another(
     assert "nothing was started" in said
     assert "pip install" in said
     assert not (tmp_path / "home").exists()
+
+
+def test_a_node_asks_until_there_is_a_message_and_returns_what_its_run_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, paused = iter([None, None, RUN]), list[float]()
+    monkeypatch.setattr(bundle_guard.time, "sleep", paused.append)
+
+    assert bundle_guard.promptly(lambda **how: next(found))(state=1) == RUN
+    assert len(paused) == 2
+    assert all(0 < pause < 3 for pause in paused)  # Flower's own pause between two questions

@@ -1,0 +1,72 @@
+"""The coordinator looks for replies soon, and no longer than it may."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from server.prompt_grid import PromptGrid
+from simulations.in_process_grid import InProcessGrid
+
+
+class Slow(InProcessGrid):
+    """Real clients, whose replies are there at set times after the question."""
+
+    def __init__(self, app: ClientApp, *after: float) -> None:
+        super().__init__(app, clients=len(after))
+        self._after, self._sent, self.asked = after, 0.0, 0
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        self._sent = time.monotonic()
+        self._due = dict(zip(identifiers := list(super().push_messages(messages)), self._after, strict=True))
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        self.asked += 1
+        since = time.monotonic() - self._sent
+        return super().pull_messages([each for each in message_ids if self._due[each] <= since])
+
+
+@pytest.fixture
+def app() -> ClientApp:
+    made = ClientApp()
+
+    @made.train()
+    def train(message: Message, context: Context) -> Message:
+        del context
+        return Message(RecordDict(), reply_to=message)
+
+    return made
+
+
+def ask(grid: Slow, **how: Any) -> tuple[list[int], float]:
+    """Nodes that answered, and seconds."""
+    begun = time.monotonic()
+    messages = [Message(RecordDict(), dst_node_id=node, message_type="train") for node in grid.get_node_ids()]
+    replies = PromptGrid(grid).send_and_receive(messages, **how)
+    return [reply.metadata.src_node_id for reply in replies], time.monotonic() - begun
+
+
+def test_every_reply_is_returned_once_and_soon_after_it_came(app: ClientApp) -> None:
+    grid = Slow(app, 0.0, 0.9, 0.3)
+    nodes, seconds = ask(grid, timeout=60.0)
+
+    assert nodes == [1, 3, 2]
+    assert 0.9 <= seconds < 2.9  # Flower would look after 3 s for the first time
+    assert grid.asked <= 6
+
+
+def test_who_is_late_is_not_waited_for(app: ClientApp) -> None:
+    nodes, seconds = ask(Slow(app, 0.0, 30.0), timeout=0.4)
+
+    assert nodes == [1]
+    assert 0.4 <= seconds < 20
+
+
+def test_no_question_takes_no_time(app: ClientApp) -> None:
+    assert list(PromptGrid(Slow(app)).send_and_receive([], timeout=60.0)) == []
