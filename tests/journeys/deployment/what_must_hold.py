@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from client.key_rotation import own_keys
+from server.receipts import ReceiptsFile
 from shared.privacy.audit import verify
 from shared.privacy.findings import Status
 from shared.privacy.ledger import read_events
@@ -22,9 +23,9 @@ def lost_attempts(ours: Coordinated, *, rounds: Mapping[str, int], reserve: int,
         Lost attempts of each domain.
     """
     lost = {}
-    receipts = ours.home.receipts if ours.home.receipts.is_file() else None  # there are none before the first round
+    known = ReceiptsFile(ours.home.receipts).load()  # nobody's before the first round
     for domain, settings in ours.partners.items():
-        found = verify(settings.ledger_path, key=own_keys(settings).verify_key, receipts=receipts)
+        found = verify(settings.ledger_path, key=own_keys(settings).verify_key, receipts=ours.home.receipts if domain in known else None)
         assert found.status is Status.INTACT, (domain, found.findings)
         events = read_events(settings.ledger_path)
         kinds = [event.kind for event in events if not run_id or event.payload.get("run_id") == run_id]
