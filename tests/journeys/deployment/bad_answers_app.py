@@ -98,14 +98,15 @@ def _lost(message: Message) -> None:
 
 
 def _twice(message: Message) -> None:
-    """Has the app's process send its answer a second time."""
+    """Has the app's process send a second and different answer to the same message."""
     module: Any = sys.modules["flwr.supernode.runtime.run_clientapp"]
     send = module.push_message
 
-    def both(*arguments: Any) -> None:
-        send(*arguments)
-        with contextlib.suppress(Exception):  # whether the node takes it, or says that it has one
-            send(*arguments)
+    def both(client: Any, answer: Message, context: Context) -> None:
+        send(client, answer, context)
+        send(client, answer, context)  # and the first one once more
+        with contextlib.suppress(Exception):  # the node may say that it has one
+            send(client, Message(wire.Unavailable().pack(), reply_to=message), context)
 
     module.push_message = both
 

@@ -262,9 +262,11 @@ def test_each_bad_reply_is_dropped_by_its_code_and_the_run_reaches_its_last_roun
     assert bad.done(BOOKS) == [f"train/{number} {kind}" for number, kind in enumerate(kinds, 1)]
     assert ended.status["state"] == "finished"
     codes = {"malformed": 2, "stale": 1, "digest": 1, "domain": 1, "signature": 1}
+    assert ended.replies[1:] == [[FILMS, MUSIC]] * 6
+    if BOOKS not in ended.replies[0]:
+        codes["unavailable"] = 1  # of two answers to one message the first that arrives is taken, and no other
     assert ended.status["refused"] == {BOOKS: codes}
     assert next(one["refused"] for one in ended.report["domains"] if one["domain"] == BOOKS) == codes
-    assert ended.replies == [list(DOMAINS), *[[FILMS, MUSIC]] * 6]
     assert {one["attempts"] for one in ended.report["rounds"]} == {1}
     assert bad.holds(7) == dict.fromkeys(DOMAINS, 0)
     assert "refused replies of books: 1 x digest, 1 x domain, 2 x malformed" in bad.ours.command("status", bad.ours.home.root).stdout
