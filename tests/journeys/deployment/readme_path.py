@@ -157,6 +157,10 @@ class Side:
             time.sleep(_PAUSE_S)
         return self.done[line]
 
+    def has_ended(self, command: str) -> bool:
+        """Whether each line of the block that begins with a command was typed and has ended; yes where none does."""
+        return not any(line.startswith(command) for line in (*self.lines, self._typing))
+
     @property
     def busy(self) -> bool:
         return bool(self._typing or self.lines)
@@ -247,12 +251,7 @@ class Errand:
         """Hands the file over if it is time; whether it is there now."""
         if self.target.exists():
             return True
-        command = self.after.removeprefix("every ").strip("`")
-        if command.startswith("isthmus-") and (
-            any(line.startswith(command) for line in self.giver.lines)
-            or not any(line.startswith(command) for line in self.giver.done)
-            or self.giver._typing.startswith(command)
-        ):
+        if not self.giver.has_ended(self.after.removeprefix("every ").strip("`")):
             return False
         found = sorted(self.giver.desk.glob(self.source))
         if not found:
