@@ -51,7 +51,7 @@ def train(
             code_version=code_version,
         )
     except BudgetExhausted as error:  # before data are opened: the coordinator learns that asking again is of no use
-        raise Refusal("ceiling", error.what, do=error.do) from error
+        raise Refusal("ceiling", error.what, do="This run ends here; the coordinator may begin a new one with a larger reserve.") from error
 
 
 def training_data(settings: ClientSettings) -> local_round.TrainingData:
