@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from client import enrolling
+from client import bundle_guard, enrolling
 from client.allowed import AllowList
 from client.settings import ClientSettings
 from server import certificates
@@ -105,6 +105,12 @@ def test_half_a_certificate_of_the_authority(desk: Desk) -> None:
         ca.write_bytes(ca.read_bytes()[:300])
         desk.wrong({"server": "the authority's certificate server-ca.crt cannot be used"}, "--skip-data")
         assert "server-ca.crt cannot be used: it is damaged" in desk.typed("up", desk.toml, code=3)
+        # Damaged while a node is kept up: Flower breaks, and its process ends, so that the supervisor can start it again.
+        settings = ClientSettings.read(desk.toml)
+        guarded = bundle_guard.command(desk.toml, superlink=settings.server.address, root_certificates=ca, node_key=settings.node_key_path)
+        broken = subprocess.run(guarded, env=desk.ours.environment, capture_output=True, text=True, timeout=240, check=False)
+        assert broken.returncode == 1
+        assert "The guarded SuperNode broke: SSLError" in broken.stdout + broken.stderr
     desk.right()
 
 
