@@ -48,8 +48,9 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("isthmus.guard")
 REFUSED_FILE = "refused.jsonl"
 MAX_REFUSED_BYTES = 16 * 1024 * 1024
-PRELOAD = "torch,opacus"
-"""Libraries that the waiting app process imports ahead of its message; the app itself is imported after its bundle was admitted."""
+PRELOAD = "torch,opacus,dp_accounting,scipy.cluster,nacl.signing"
+"""Libraries that the waiting app process imports ahead of its messages; the app itself is imported after its bundle was admitted. Polars is
+none of them: it starts threads, which a forked process would not have."""
 OURS = "The guarded SuperNode"
 """How what the guard says about the node's end begins."""
 _LOOPBACK = "127.0.0.1"
