@@ -85,7 +85,8 @@ def _theirs(folder: Path, config: RunConfig) -> list[Round]:
 
 def _parts(whose: str, rounds: list[Round]) -> dict[str, float]:
     means = [fmean(values) for values in zip(*(one.parts for one in rounds), strict=True)]
-    return {f"{whose}, seconds: {part}": mean for part, mean in zip(PARTS, means, strict=True)}
+    processor = {f"{whose}, processor seconds of a message's process": fmean(one.processor for one in rounds)}
+    return processor | {f"{whose}, seconds: {part}": mean for part, mean in zip(PARTS, means, strict=True)}
 
 
 def run(quick: bool = True) -> dict[str, float]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 ASKING = ("Fleet/PullMessages", "Fleet/PullObject", "Fleet/PushMessages", "Fleet/PushObject")
 _EMPTY = 32
@@ -47,11 +48,13 @@ class Round:
         wall: from sending its instructions to sending the next ones.
         training: the longest local training in it.
         parts: of `PARTS`, in their order.
+        processor: processor time of the process of a message, training included: since its fork, or where it was started, since then.
     """
 
     wall: float
     training: float
     parts: tuple[float, ...]
+    processor: float
 
     @property
     def overhead(self) -> float:
@@ -112,10 +115,12 @@ def _round(events: Sequence[Event], question: Event, following: Event) -> Round:
         got,
     ]
     longest = max((event.end - event.begin for event in within if event.what == "train"), default=0.0)
+    apps = {event.pid for event in within if event.node and event.what == "Runtime/PullTaskInput"}
     return Round(
         wall=following.begin - question.begin,
         training=longest,
         parts=tuple(later - earlier for earlier, later in zip(at, [*at[1:], following.begin], strict=True)),
+        processor=fmean(max(event.cpu for event in within if event.pid == app) for app in apps),
     )
 
 

@@ -43,7 +43,7 @@ def _requests(module: ModuleType) -> None:
         note(context.rpc_method.removeprefix("/flwr.proto."), begun, 0 if stream else len(response.content))
         return response
 
-    module.ProtobufClient._send = timed  # type: ignore[attr-defined]
+    module.ProtobufClient._send = timed
 
 
 def _training(module: ModuleType) -> None:
