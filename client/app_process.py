@@ -16,13 +16,10 @@ import argparse
 import contextlib
 import importlib
 import os
-import select
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +30,7 @@ from shared.errors import Refusal
 from shared.process_groups import PR_SET_PDEATHSIG, prctl
 
 from .allowed import AllowList
+from .app_launcher import Launcher
 from .durable_files import storage_errors
 from .flower_internals import verify
 from .watchdog import deadline, within
@@ -45,8 +43,6 @@ REFUSED = "The FAB could not be verified."
 """Flower's own words for a refused bundle."""
 FAILED = "The app of this node could not be started."
 _OURS = frozenset({"client", "server", "shared"})
-_PAUSE_S = 2.0
-"""Shortest time between two starts of processes that wait, where they end by themselves."""
 FORKS = sys.platform == "linux"
 """Elsewhere system libraries do not bear it: on macOS, what asks for the system's proxies ends a forked process."""
 
@@ -74,6 +70,7 @@ class OneMessage:
         module.get_load_client_app_fn = lambda **_: self.load
         module.install_app_dependencies = self._no_installation
         module.Error = self.error
+        module.register_signal_handlers = die_of_signals
 
     def install(self, content: bytes, skip_prompt: bool = True) -> None:
         """Admits and unpacks what was received.
@@ -132,6 +129,23 @@ class OneMessage:
         raise Refusal("bundle", "a bundle's dependencies are never installed here")
 
 
+def die_of_signals(*, exit_handlers: Sequence[Callable[[], None]] = (), **_: object) -> None:
+    """In place of Flower's graceful end, which reports a finished task without a reply: its SuperNode would wait for the reply for ever.
+
+    A process that dies instead is missed after a minute, and the SuperNode answers for it. What follows a task in order stays as it is.
+
+    Args:
+        exit_handlers: Flower's own, for the end of a task.
+    """
+    from flwr.supercore.exit import add_exit_handler
+
+    # Flower raises the former itself, where the executor is gone or the task is not this process' own any more.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    for handler in exit_handlers:
+        add_exit_handler(handler)
+
+
 def unpack(bundle: Bundle, apps: Path) -> Path:
     """The folder of an admitted bundle's modules: made in one step, and made anew where a file of it is not as it was.
 
@@ -173,99 +187,6 @@ def _holds(folder: Path, bundle: Bundle) -> bool:
 def _lies_in(module: Any, folder: Path) -> bool:
     places = [getattr(module, "__file__", None) or "", *getattr(module, "__path__", ())]
     return all(Path(place).is_relative_to(folder) for place in places if place)
-
-
-class _Waiting:
-    """The process that waits for messages, with Flower and the named libraries imported.
-
-    Args:
-        command: that starts it; the number of the pipe by which it says that it is ready is added.
-    """
-
-    def __init__(self, command: Sequence[str]) -> None:
-        self._said, saying = os.pipe()
-        try:
-            self._process = subprocess.Popen([*command, f"--ready={saying}"], stdin=subprocess.PIPE, pass_fds=(saying,))
-        except BaseException:
-            os.close(self._said)
-            raise
-        finally:
-            os.close(saying)
-        self._is_ready = False
-
-    @property
-    def lives(self) -> bool:
-        return self._process.poll() is None
-
-    @property
-    def ready(self) -> bool:
-        """Whether it waits for a task; it says so anew after each."""
-        if not self._is_ready and self.lives and select.select([self._said], [], [], 0)[0]:
-            self._is_ready = os.read(self._said, 1) != b""
-        return self._is_ready and self.lives
-
-    def give(self, token: str) -> bool:
-        """Hands a task over; whether it was still there to take it."""
-        assert self._process.stdin is not None
-        self._is_ready = False
-        try:
-            self._process.stdin.write(token.encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError:
-            return False
-        return True
-
-    def end(self) -> None:
-        """Nothing is given after this: it ends when it has read all of it."""
-        assert self._process.stdin is not None
-        os.close(self._said)
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
-
-
-class Launcher:
-    """Hands each message to the process that waits, and keeps one waiting.
-
-    Tasks are claimed only while it is ready. Flower takes back what does not begin within 30 s of its claim and hands it out again: on a
-    machine that is slower than that each try would add a process that still imports, which makes the machine slower still.
-
-    Args:
-        options: of this process, handed on to the app processes.
-    """
-
-    def __init__(self, options: Sequence[str]) -> None:
-        self._command = [sys.executable, "-P", "-m", "client.app_process", "app", f"--parent-pid={os.getpid()}", *options]
-        self._waiting: _Waiting | None = None
-        self._not_before = 0.0
-
-    def prepare(self) -> None:
-        """Starts the process that waits, where there is none."""
-        if self._waiting is not None and not self._waiting.lives:
-            self._waiting.end()
-            self._waiting = None
-        if self._waiting is None:
-            self._waiting = _Waiting(self._command)
-            self._not_before = time.monotonic() + _PAUSE_S
-
-    def ready(self) -> bool:
-        """Whether a task that is claimed now begins at once."""
-        if (self._waiting is None or not self._waiting.lives) and time.monotonic() >= self._not_before:
-            self.prepare()
-        return self._waiting is not None and self._waiting.ready
-
-    def launch(self, spec: ExecutionSpec) -> LaunchResult:
-        """Hands a client app's task to the waiting process; the token goes through a pipe, where other users cannot see it."""
-        from flwr.supercore.constant import TaskType
-        from flwr.supercore.superexec.executor.types import LaunchResult
-
-        if spec.task_type != TaskType.CLIENT_APP:
-            return LaunchResult.failed("only client apps run at this partner")
-        for _ in range(2):  # where it died while it waited, a fresh one takes the task
-            self.prepare()
-            assert self._waiting is not None
-            if self._waiting.give(spec.token):
-                return LaunchResult.accepted()
-        return LaunchResult.failed("no process could be started for the app")
 
 
 def run_executor(options: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResultS
 
 from client import app_process
 from client.allowed import AllowList
+from client.app_launcher import Launcher
 from client.app_process import FAILED, REFUSED, OneMessage, unpack
 from shared import bundle
 from shared.errors import Refusal, StorageError
@@ -194,7 +195,7 @@ def _task(token: str, kind: TaskType = TaskType.CLIENT_APP) -> ExecutionSpec:
 
 
 def test_only_client_apps_are_launched() -> None:
-    launcher = app_process.Launcher([])
+    launcher = Launcher([])
     for kind in set(TaskType) - {TaskType.CLIENT_APP}:
         assert launcher.launch(_task("t", kind)).status == LaunchResultStatus.FAILED
 
@@ -215,7 +216,7 @@ with open(sys.argv[1] + ".tasks", "a") as tasks:
 
 def test_a_task_is_claimed_only_while_a_process_is_ready_and_one_waits_at_most(tmp_path: Path) -> None:
     started, tasks, go = tmp_path / "p", tmp_path / "p.tasks", tmp_path / "p.go"
-    launcher = app_process.Launcher([])
+    launcher = Launcher([])
     launcher._command = [sys.executable, "-c", WAITS, str(started)]
 
     def waits() -> list[int]:
@@ -311,3 +312,24 @@ def test_a_message_ends_with_the_process_that_waits(tmp_path: Path) -> None:
         process.kill()
         assert process.stdout.read() == b""  # and with it the last one who could write there
     os.close(said)
+
+
+DIES = """
+import os, signal, sys
+from types import SimpleNamespace
+from pathlib import Path
+from flwr.supercore.exit import ExitCode, flwr_exit
+from client.app_process import OneMessage
+module = SimpleNamespace()
+OneMessage(Path("none"), Path("none")).take_over(module)
+module.register_signal_handlers(event_type=None, exit_message="", exit_handlers=[lambda: print("told that it finished", flush=True)])
+if sys.argv[1] == "ends":
+    flwr_exit(ExitCode.SUCCESS)
+os.kill(os.getpid(), signal.Signals[sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize(("how", "code", "told"), [("SIGINT", -2, ""), ("SIGTERM", -15, ""), ("ends", 0, "told that it finished\n")])
+def test_a_signal_ends_an_app_without_a_word_so_that_its_node_answers_for_it(how: str, code: int, told: str, repository: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", DIES, how], cwd=repository, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (code, told), done.stderr
