@@ -225,9 +225,9 @@ def _kill(ours: Coordinated, draw: random.Random, *words: str) -> bool:
 
 
 def _kill_at_work(ours: Coordinated, draw: random.Random) -> bool:
-    """An app that has a message: one younger than it waits for the next."""
+    """An app that has a message: the process that waited for it is older, and waits for the next."""
     found = [ours.pids("client.app_process app", f"{settings.base}/") for settings in ours.partners.values()]
-    busy = [min(pids, key=_begun) for pids in found if len(pids) > 1]
+    busy = [max(pids, key=_begun) for pids in found if len(pids) > 1]
     if not busy:
         return False
     with contextlib.suppress(ProcessLookupError):
@@ -236,7 +236,7 @@ def _kill_at_work(ours: Coordinated, draw: random.Random) -> bool:
 
 
 def _begun(pid: int) -> int:
-    """When a process began, in ticks; nothing younger than one that is gone."""
+    """When a process began, in ticks; 0 for one that is gone."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except OSError:
