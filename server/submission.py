@@ -17,6 +17,7 @@ from shared.errors import ConfigError, FederationError
 if TYPE_CHECKING:
     import httpx
     from flwr.supercore.control import ControlHttpClient
+    from flwr.supercore.protobuf.client import ProtobufCall, ProtobufClientInterceptor, ProtobufRequestContext
 
     from shared.bundle import Bundle
 
@@ -65,9 +66,10 @@ class Control:
         from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
         self._address = address
+        around: tuple[ProtobufClientInterceptor, ...] = (RuntimeVersionHttpInterceptor("isthmus-server"), _OwnConnection())
         try:
             self._client: ControlHttpClient = ControlHttpClient.from_server_address(
-                address, insecure=False, root_certificates=ca.read_bytes(), interceptors=[RuntimeVersionHttpInterceptor("isthmus-server")]
+                address, insecure=False, root_certificates=ca.read_bytes(), interceptors=around
             )
         except (OSError, ValueError) as error:
             raise ConfigError(f"{ca} is no certificate that can be used ({type(error).__name__})", do="Restore it from a copy.") from None
@@ -190,6 +192,18 @@ class Control:
                 f"the SuperLink at {self._address} does not answer",
                 do="Start it with isthmus-server up HOME, or look at HOME/logs/superlink.log.",
             ) from None
+
+
+class _OwnConnection:
+    """Gives each request a connection of its own.
+
+    Client and server both let go of an idle connection after 5 s: a request that begins at that moment is lost, and nobody knows whether it
+    was heard. The start of a run must not be sent twice.
+    """
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        context.request.headers["connection"] = "close"
+        return call_next(context)
 
 
 class Declined(FederationError):

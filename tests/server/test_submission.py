@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import signal
+import ssl
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +35,39 @@ def ours(tmp_path: Path) -> Iterator[Coordinated]:
         yield made
     finally:
         made.end()
+
+
+def test_no_request_waits_for_a_connection_that_the_superlink_is_letting_go_of(tmp_path: Path) -> None:
+    home, heard = new_home(tmp_path / "home"), []
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # connections stay, if nobody says otherwise
+
+        def do_POST(self) -> None:
+            heard.append((self.client_address, self.headers["connection"]))
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.send_header("content-type", "application/x-protobuf")
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Nothing on standard error."""
+
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(home.certificate, home.certificate_key)
+    with http.server.HTTPServer(("127.0.0.1", 0), Answers) as server:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        answering = threading.Thread(target=server.serve_forever, args=(0.05,))
+        answering.start()
+        try:
+            with Control(f"localhost:{server.server_port}", home.ca) as control:
+                assert (control.nodes(), control.nodes()) == ((), ())
+        finally:
+            server.shutdown()
+            answering.join()
+    assert len({address for address, _ in heard}) == 2
+    assert {word for _, word in heard} == {"close"}
 
 
 @pytest.mark.journey
