@@ -186,6 +186,7 @@ class Desk:
         log.unlink(missing_ok=True)
         process = self.ours.start(name, [*CLIENT, "up", str(self.toml)], **self.environment, **environment)
         try:
+            self.ours.wait(lambda: running(self.folder / "home") is not None, "it did not begin")
             yield Up(self, process, log)
             self.check_words(log.read_text())
         finally:
