@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from client.node import connected
 from server.checkpoints import Checkpoints
 from server.processes import find_nginx
 from shared.config import RunConfig
@@ -100,6 +101,8 @@ def gone(ours: Coordinated, folder: Path, *words: str) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.2)
+    if folder.name in ours.processes:
+        ours.processes.pop(folder.name).wait(30)
     shutil.rmtree(folder)
 
 
@@ -231,6 +234,9 @@ def takes_part(ours: Coordinated, name: str) -> None:
     """`check` is green and `up` brings films into a run; an audit calls it RAISED, and the other one INTACT as ever."""
     typed(ours, CLIENT, "check", ours.toml("films"))
     ours.up("films")
+    ours.wait(
+        lambda: connected(ours.partners["films"]), "the node did not connect", LIMIT_S
+    )  # Flower takes the dead one for online a while
     ours.command("run", ours.home.root, a_run(ours.home.root.parent, name, 1), "--wait-for", "all", timeout=LIMIT_S)
     for domain, code in (("films", RAISED), ("books", INTACT)):
         assert commits(ours, domain, run_id(the_run(ours, name))) == 1
