@@ -37,9 +37,13 @@ def check_signature(settings: ClientSettings, question: wire.Hello, *, running: 
         return None
     if not question.contract_signature:
         raise Refusal("signature", "the run is not signed", do=_ASK)
-    signed = {"config_toml": question.config_toml, "run_id": question.run_id, "bundle_digest": question.bundle_digest}
+    signed = {name: getattr(question, name) for name in ("config_toml", "run_id", "bundle_digest", "domains")}
     if not contract.holds(server.coordinator_key, question.contract_signature, **signed):
-        raise Refusal("signature", "the coordinator's key did not sign this run, this configuration and this bundle", do=_ASK)
+        raise Refusal(
+            "signature", "the coordinator's key did not sign this run, this configuration, this bundle and these domains", do=_ASK
+        )
+    if settings.domain not in question.domains.split(","):
+        raise Refusal("signature", f"the run was signed for others than domain '{settings.domain}', and priced without it", do=_ASK)
     if running is not None and question.bundle_digest != running:
         raise Refusal("signature", "the run was signed for another bundle than the one that runs here", do=_ASK)
     return question.contract_signature

@@ -28,12 +28,12 @@ class CurrentRun:
     def __init__(self, settings: ClientSettings) -> None:
         self._folder = settings.at_home("run")
 
-    def begin(self, run_id: str, config: RunConfig, *, signature: str = "", bundle_digest: str = "") -> None:
+    def begin(self, run_id: str, config: RunConfig, *, signature: str = "", bundle_digest: str = "", domains: str = "") -> None:
         """Another run begins without an interest space: the one before had its own."""
         if self._read_or_none(_RUN_ID) != run_id:
             (self._folder / _SPACE).unlink(missing_ok=True)
         write_file(self._folder / _CONFIG, config.to_toml().encode())
-        write_file(self._folder / _CONTRACT, f"{signature}\n{bundle_digest}".encode())
+        write_file(self._folder / _CONTRACT, f"{signature}\n{bundle_digest}\n{domains}".encode())
         write_file(self._folder / _RUN_ID, run_id.encode())
 
     def fix_space(self, version: str) -> None:
@@ -56,9 +56,10 @@ class CurrentRun:
 
     def greeting(self) -> wire.Hello:
         """What `hello` brought. Raises StateError before the first one."""
-        signature, _, bundle_digest = (self._read_or_none(_CONTRACT) or "").partition("\n")
+        signature, bundle_digest, domains = [*(self._read_or_none(_CONTRACT) or "").split("\n"), "", "", ""][:3]
+        text = self.config().to_toml()
         return wire.Hello(
-            run_id=self.run_id(), config_toml=self.config().to_toml(), contract_signature=signature, bundle_digest=bundle_digest
+            run_id=self.run_id(), config_toml=text, contract_signature=signature, bundle_digest=bundle_digest, domains=domains
         )
 
     def check(self, run_id: str) -> None:
@@ -116,7 +117,8 @@ def hello(settings: ClientSettings, question: wire.Hello, *, running: str | None
             raise  # nothing that the run asked for: the partner's own trouble, and `unavailable` to the server
         except LedgerError as error:
             raise Refusal("range", error.what, do=error.do) from error
-    CurrentRun(settings).begin(question.run_id, config, signature=signature or "", bundle_digest=question.bundle_digest)
+    said = {"signature": signature or "", "bundle_digest": question.bundle_digest, "domains": question.domains}
+    CurrentRun(settings).begin(question.run_id, config, **said)
     return wire.HelloReply(domain=settings.domain)
 
 

@@ -91,7 +91,7 @@ def main(grid: Grid, context: Context) -> None:
     from . import nodes
     from .checkpoints import Checkpoints, replace_file
     from .journal import keeping
-    from .partners import Partners
+    from .partners import PARTNERS_FILE, Partners
     from .privacy_overview import overview
     from .prompt_grid import PromptGrid
     from .receipts import RECEIPTS_FILE
@@ -104,7 +104,7 @@ def main(grid: Grid, context: Context) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with keeping(folder, context.run_id) as journal:
         replace_file(folder / "config.toml", config.to_toml().encode())
-        enrolled = source.with_name("partners.toml")
+        enrolled = source.with_name(PARTNERS_FILE)
         partners = Partners.from_toml(_read(enrolled)) if enrolled.is_file() else Partners()
         partners.registered = functools.partial(nodes.read, source.with_name(nodes.NODES_FILE))
         resume = bool(Checkpoints(folder / "transfer_layer").rounds())

@@ -14,6 +14,9 @@ from shared.privacy.receipts import SignedReceipt
 from shared.privacy.signing import is_verify_key
 from shared.wire_rules import DOMAIN, SHA256
 
+PARTNERS_FILE = "partners.toml"
+"""Beside a run's TOML, and in the coordinator's home."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:

@@ -19,9 +19,12 @@ from shared.privacy.signing import Signer
 
 from .checkpoints import replace_file
 from .contract_key import KEY_FILE, CoordinatorKey
+from .partners import PARTNERS_FILE, Partners
 
 BUNDLE_FILE = "bundle.sha256"
 """Beside the run's TOML: sha256, in hex, of the bundle that was submitted."""
+DOMAINS_FILE = "domains.txt"
+"""Beside the run's TOML: the domains that were enrolled when the run was priced and submitted, a line each; nobody else takes part."""
 CONTRACT_FILE = "contract.json"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -33,14 +36,18 @@ class Signing:
     Args:
         signer: the coordinator's key.
         bundle_digest: sha256 of the submitted bundle, in hex; empty where it is not known, which no guarded client accepts.
+        domains: `contract.spelled` names of those that the run was priced for; the client of any other domain refuses.
     """
 
     signer: Signer
     bundle_digest: str = ""
+    domains: str = ""
 
     @classmethod
     def beside(cls, source: Path) -> Signing | None:
-        """The key and the digest that lie beside a run's TOML, as files or links; None where there is no key.
+        """The key, the digest and the domains that lie beside a run's TOML, as files or links; None where there is no key.
+
+        Where no file names domains, all are named that are enrolled now.
 
         Raises:
             ConfigError: one of them cannot be used, or there is a digest without a key.
@@ -51,7 +58,7 @@ class Signing:
             if digest:
                 raise ConfigError(f"{bundle} names a bundle, and there is no {KEY_FILE} to sign the run with", do="Put the key beside it.")
             return None
-        return cls(signer=CoordinatorKey.load(key), bundle_digest=digest)
+        return cls(signer=CoordinatorKey.load(key), bundle_digest=digest, domains=contract.spelled(_domains(source)))
 
 
 def greeting(config: RunConfig, run_id: str, signing: Signing | None) -> wire.Hello:
@@ -59,9 +66,14 @@ def greeting(config: RunConfig, run_id: str, signing: Signing | None) -> wire.He
     text = config.to_toml()
     if signing is None:
         return wire.Hello(run_id=run_id, config_toml=text)
-    digest = signing.bundle_digest
-    signature = contract.sign(signing.signer, config_toml=text, run_id=run_id, bundle_digest=digest)
-    return wire.Hello(run_id=run_id, config_toml=text, contract_signature=signature, bundle_digest=digest)
+    signature = contract.sign(signing.signer, config_toml=text, run_id=run_id, bundle_digest=signing.bundle_digest, domains=signing.domains)
+    return wire.Hello(
+        run_id=run_id,
+        config_toml=text,
+        contract_signature=signature,
+        bundle_digest=signing.bundle_digest,
+        domains=signing.domains,
+    )
 
 
 def keep(folder: Path, hello: wire.Hello) -> bool:
@@ -74,7 +86,7 @@ def keep(folder: Path, hello: wire.Hello) -> bool:
         StorageError: it cannot be written.
     """
     path = folder / CONTRACT_FILE
-    now = {"run_id": hello.run_id, "signature": hello.contract_signature, "bundle_digest": hello.bundle_digest}
+    now = {name: getattr(hello, name) for name in ("run_id", "bundle_digest", "domains")} | {"signature": hello.contract_signature}
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -95,6 +107,18 @@ def keep(folder: Path, hello: wire.Hello) -> bool:
 def forget(folder: Path) -> None:
     """Takes back what nobody accepted: a run that everybody refused for its contract may be announced with another one."""
     (folder / CONTRACT_FILE).unlink(missing_ok=True)
+
+
+def _domains(source: Path) -> list[str]:
+    named, enrolled = source.with_name(DOMAINS_FILE), source.with_name(PARTNERS_FILE)
+    try:
+        if os.path.lexists(named):
+            return named.read_text(encoding="ascii").split()
+        return list(Partners.from_toml(enrolled.read_text(encoding="utf-8")).agreements or {}) if enrolled.is_file() else []
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"{named} or {enrolled.name} beside it cannot be read", do="Restore it: the contract names these domains."
+        ) from None
 
 
 def _digest(path: Path) -> str:

@@ -6,7 +6,7 @@
       run.toml         the configuration, its noise solved         record.json     bundle, attempts
       partners.toml    -> those of the home                        bundle.sha256   what the contract names
       receipts.json    -> those of the home                        coordinator.keys -> the home's
-      nodes.json       -> the SuperLink's
+      nodes.json       -> the SuperLink's                          domains.txt     who was enrolled: the contract names them
       journal.jsonl  rounds.jsonl  run_id.json  contract.json  transfer_layer/  federation.json  privacy_overview.json
 
 The ServerApp finds everything beside ``run.toml``, so Flower has to be told a single path.
@@ -32,14 +32,13 @@ from .contract_key import KEY_FILE
 from .home import Home
 from .journal import Journal
 from .nodes import NODES_FILE
+from .partners import PARTNERS_FILE, Partners
 from .private_files import create_file
 from .receipts import RECEIPTS_FILE
 from .round_log import RoundLog
-from .run_contract import BUNDLE_FILE
+from .run_contract import BUNDLE_FILE, DOMAINS_FILE
 from .run_record import RECORD_FILE, RunRecord, utc
 from .too_few import BudgetUsedUp
-
-_PARTNERS_FILE = "partners.toml"
 
 
 class State(StrEnum):
@@ -138,12 +137,14 @@ def prepare(home: Home, config: RunConfig, bundle: Bundle, *, expected_clients: 
     folder = _new_folder(home.runs, config.name)
     create_file(folder / RUN_FILE, config.to_toml().encode())
     create_file(folder / BUNDLE_FILE, f"{bundle.digest}\n".encode())
-    links = {_PARTNERS_FILE: home.partners_file, RECEIPTS_FILE: home.receipts, KEY_FILE: home.coordinator_keys, NODES_FILE: home.nodes_file}
+    links = {PARTNERS_FILE: home.partners_file, RECEIPTS_FILE: home.receipts, KEY_FILE: home.coordinator_keys, NODES_FILE: home.nodes_file}
     try:
         for name, target in links.items():
             (folder / name).symlink_to(os.path.relpath(target, folder))
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror})", do="Check the folder and the space that is left.") from None
+    known = Partners.from_toml(home.partners_file.read_text(encoding="utf-8")).agreements or {}
+    create_file(folder / DOMAINS_FILE, "".join(f"{name}\n" for name in sorted(known)).encode())
     RunRecord(name=folder.name, created_utc=utc(), bundle_digest=bundle.digest, expected_clients=expected_clients).write(folder)
     return folder
 

@@ -33,7 +33,7 @@ from shared.privacy.receipts import SignedReceipt as Receipt
 from shared.privacy.receipts import is_receipt_text
 from shared.wire_arrays import ArraySpec, Malformed, check_array, check_names, layer_sha256, payload_sha256
 from shared.wire_record import ARRAYS_KEY, FIELDS_KEY, Record, config_record, read_fields
-from shared.wire_rules import DIGEST, DOMAIN, ROUND, RUN_ID, SHA256, SIGNATURE, Rule, canonical_json, exactly, or_empty, toml, whole
+from shared.wire_rules import DIGEST, DOMAIN, ROUND, RUN_ID, SHA256, SIGNATURE, Rule, canonical_json, exactly, or_empty, text, toml, whole
 
 # The rest of the house reads these names from here.
 __all__ = ["DOMAIN", "ArraySpec", "Malformed", "Receipt", "Record", "canonical_json", "layer_sha256", "payload_sha256"]
@@ -58,8 +58,9 @@ _UNIT = 1.0 + 1e-3  # longest coordinate of a unit vector, with room for roundin
 class Hello(Record):
     """The first message: protocol, run, and the whole run configuration as canonical TOML, signed by the coordinator.
 
-    ``contract_signature`` is `shared.contract.sign` of the configuration, the run and ``bundle_digest``, in hex; empty in simulations.
-    ``bundle_digest`` is the sha256 of the code bundle that the coordinator submitted; empty where it names none.
+    ``contract_signature`` is `shared.contract.sign` of the configuration, the run, ``bundle_digest`` and ``domains``, in hex; empty in
+    simulations. ``bundle_digest`` is the sha256 of the code bundle that the coordinator submitted; empty where it names none. ``domains``
+    are those that the run was priced for, sorted, with commas between them.
     """
 
     RULES: ClassVar[Mapping[str, Rule]] = {
@@ -68,12 +69,14 @@ class Hello(Record):
         "config_toml": toml,
         "contract_signature": or_empty(SIGNATURE),
         "bundle_digest": or_empty(SHA256),
+        "domains": text(r"[A-Za-z0-9_,-]{0,16384}"),
     }
     protocol: int = PROTOCOL
     run_id: str
     config_toml: str
     contract_signature: str = ""
     bundle_digest: str = ""
+    domains: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

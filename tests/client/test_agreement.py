@@ -37,11 +37,16 @@ def changed(table: str, **values: Any) -> RunConfig:
 
 
 def signed(
-    config: RunConfig | str = CONFIG, *, signer: SigningPair = COORDINATOR, run_id: str = "run-2", bundle: str = BUNDLE
+    config: RunConfig | str = CONFIG,
+    *,
+    signer: SigningPair = COORDINATOR,
+    run_id: str = "run-2",
+    bundle: str = BUNDLE,
+    domains: str = "books,films",
 ) -> wire.Hello:
     text = config if isinstance(config, str) else config.to_toml()
-    signature = contract.sign(signer, config_toml=text, run_id=run_id, bundle_digest=bundle)
-    return wire.Hello(run_id=run_id, config_toml=text, contract_signature=signature, bundle_digest=bundle)
+    said = {"config_toml": text, "run_id": run_id, "bundle_digest": bundle, "domains": domains}
+    return wire.Hello(contract_signature=contract.sign(signer, **said), **said)
 
 
 def events(settings: ClientSettings, kind: str) -> list[dict[str, Any]]:
@@ -67,6 +72,11 @@ TAMPERED: dict[str, tuple[wire.Hello, str | None]] = {
     "another bundle that runs": (signed(), OTHER),
     "another bundle, signed anew": (signed(bundle=OTHER), BUNDLE),
     "no bundle, where it is known which runs": (signed(bundle=""), BUNDLE),
+    "a domain more in the message": (replace(signed(domains="films"), domains="books,films"), BUNDLE),
+    "a domain less in the message": (replace(signed(), domains="books"), BUNDLE),
+    "a contract for others": (signed(domains="films,games"), BUNDLE),
+    "a contract for a longer name": (signed(domains="bookshop,my-books"), BUNDLE),
+    "a contract for nobody": (signed(domains=""), BUNDLE),
 }
 
 
@@ -195,7 +205,7 @@ def test_a_round_is_computed_by_the_code_that_was_signed(world: World) -> None:
 
 
 def test_a_run_that_was_greeted_before_the_partner_knew_the_key_does_not_go_on(world: World) -> None:
-    unsigned = replace(signed(), contract_signature="", bundle_digest="")
+    unsigned = replace(signed(), contract_signature="", bundle_digest="", domains="")
     greeted(world, partner(world, server=ServerSettings()), unsigned)
     assert_refused(world, partner(world), "signature", running=None)
 
@@ -206,7 +216,9 @@ def test_a_run_does_not_go_on_under_another_coordinators_key(world: World) -> No
     assert_refused(world, partner(world, server=other), "signature")
 
 
-@pytest.mark.parametrize("content", [None, "", "\n", "x" * 300, signed(signer=STRANGER).contract_signature + "\n" + BUNDLE])
+@pytest.mark.parametrize(
+    "content", [None, "", "\n", "x" * 300, signed(signer=STRANGER).contract_signature + "\n" + BUNDLE + "\nbooks,films"]
+)
 def test_what_hello_left_on_the_disk_is_checked_like_what_came(world: World, content: str | None) -> None:
     settings = partner(world)
     greeted(world, settings, signed())

@@ -31,6 +31,7 @@ from tests.journeys.tiny_world import DOMAINS, World, world
 pytestmark = pytest.mark.journey
 
 BUNDLE, OTHER = "b" * 64, "c" * 64
+ALL = contract.spelled(DOMAINS)
 RUNNING = "ISTHMUS_BUNDLE_DIGEST"
 Change = Callable[[wire.Hello], wire.Hello]
 
@@ -77,14 +78,14 @@ def test_a_run_under_a_contract_goes_to_its_end_and_every_ledger_says_so(
 ) -> None:
     monkeypatch.setenv(RUNNING, BUNDLE)  # as the partners' guards set it
     federation = enrolled(tmp_path, *[key.verify_key] * 3)
-    outcome = federation.federate(signing=Signing(signer=key, bundle_digest=BUNDLE))
+    outcome = federation.federate(signing=Signing(signer=key, bundle_digest=BUNDLE, domains=ALL))
 
     assert outcome.delivered == list(DOMAINS)
     announced = json.loads((tmp_path / "run" / "contract.json").read_text())
     assert plans(federation) == [[announced["signature"]]] * 3
     config = (federation.settings[0].at_home("run") / "run.toml").read_text()
     assert contract.holds(
-        key.verify_key, announced["signature"], config_toml=config, run_id=outcome.run_id, bundle_digest=BUNDLE
+        key.verify_key, announced["signature"], config_toml=config, run_id=outcome.run_id, bundle_digest=BUNDLE, domains=ALL
     )  # what an auditor can check with the coordinator's public key
     for settings in federation.settings:
         found = verify(settings.ledger_path, key=own_keys(settings).verify_key)
@@ -96,7 +97,7 @@ def test_a_run_under_a_contract_goes_to_its_end_and_every_ledger_says_so(
 
 
 def test_a_run_is_resumed_under_its_contract_and_costs_nothing_again(tmp_path: Path, key: CoordinatorKey) -> None:
-    federation, signing = enrolled(tmp_path, *[key.verify_key] * 3), Signing(signer=key)
+    federation, signing = enrolled(tmp_path, *[key.verify_key] * 3), Signing(signer=key, domains=ALL)
 
     class PowerCut(BaseException):
         pass
@@ -107,7 +108,7 @@ def test_a_run_is_resumed_under_its_contract_and_costs_nothing_again(tmp_path: P
 
     with pytest.raises(PowerCut):
         federation.federate(signing=signing, progress=cut)
-    again = Signing(signer=CoordinatorKey.load(tmp_path / "coordinator" / "coordinator.keys"))
+    again = Signing(signer=CoordinatorKey.load(tmp_path / "coordinator" / "coordinator.keys"), domains=ALL)
     outcome = federation.federate(signing=again, resume=True)
     assert outcome.round == 2
     kinds = [[event.kind for event in read_events(one.ledger_path)] for one in federation.settings]
@@ -118,7 +119,7 @@ def test_a_partner_of_another_coordinator_is_left_out_and_the_others_go_on(tmp_p
     federation = enrolled(tmp_path, key.verify_key, SigningPair.generate().verify_key, key.verify_key)
     (tmp_path / "run" / "data" / "films" / "interactions.csv").unlink()  # whoever opens it now answers `unavailable`
     with opened_below(federation.settings[1].base) as opened:
-        outcome = federation.federate(signing=Signing(signer=key))
+        outcome = federation.federate(signing=Signing(signer=key, domains=ALL))
     assert outcome.domains == ("books", "music")
     manifest = read_manifest(federation.settings[1].at_home("egress.jsonl"))
     assert [(line.kind, line.schema) for line in manifest.lines] == [(wire.HELLO, "Refused")]
@@ -134,9 +135,8 @@ def _weaker(hello: wire.Hello) -> wire.Hello:
 
 def _resigned(hello: wire.Hello) -> wire.Hello:
     weaker = _weaker(hello)
-    signature = contract.sign(
-        SigningPair.generate(), config_toml=weaker.config_toml, run_id=weaker.run_id, bundle_digest=weaker.bundle_digest
-    )
+    said = {name: getattr(weaker, name) for name in ("config_toml", "run_id", "bundle_digest", "domains")}
+    signature = contract.sign(SigningPair.generate(), **said)
     return dataclasses.replace(weaker, contract_signature=signature)
 
 
@@ -144,6 +144,7 @@ ATTACKS: dict[str, Change] = {
     "halves the noise": _weaker,
     "halves the noise and signs it": _resigned,
     "names another run": lambda hello: dataclasses.replace(hello, run_id=hello.run_id + "-2"),
+    "names others": lambda hello: dataclasses.replace(hello, domains="games"),
     "names another bundle": lambda hello: dataclasses.replace(hello, bundle_digest=OTHER),
     "takes the signature away": lambda hello: dataclasses.replace(hello, contract_signature="", bundle_digest=""),
 }
@@ -157,7 +158,7 @@ def test_whoever_changes_a_greeting_on_its_way_ends_the_run_before_any_data_are_
     shutil.rmtree(tmp_path / "run" / "data")
     app = OnTheWay(federation.app, ATTACKS[attack])
     with opened_below(tmp_path / "run") as opened, pytest.raises(TooFewClients) as ended:
-        federation.federate(signing=Signing(signer=key, bundle_digest=BUNDLE), app=app)  # type: ignore[arg-type]
+        federation.federate(signing=Signing(signer=key, bundle_digest=BUNDLE, domains=ALL), app=app)  # type: ignore[arg-type]
     assert ended.value.dropped == (("unknown", "refused-signature"),) * 3
     assert not any(path.endswith((".csv", ".sqlite", ".npy", ".npz")) or "prepared" in path for path in opened)
     assert plans(federation) == [[], [], []]
@@ -185,6 +186,6 @@ def test_a_bundle_that_was_not_signed_for_does_not_train(tmp_path: Path, key: Co
     federation = enrolled(tmp_path, *[key.verify_key] * 3)
     app = OtherCodeTrains(federation.app, monkeypatch)
     with pytest.raises(TooFewClients, match="round 1: 0 of at least 2 clients") as ended:
-        federation.federate(signing=Signing(signer=key, bundle_digest=BUNDLE), app=app)  # type: ignore[arg-type]
+        federation.federate(signing=Signing(signer=key, bundle_digest=BUNDLE, domains=ALL), app=app)  # type: ignore[arg-type]
     assert {code for _, code in ended.value.dropped} == {"refused-signature"}
     assert [[event.kind for event in read_events(one.ledger_path)] for one in federation.settings] == [["genesis", "schedule"]] * 3

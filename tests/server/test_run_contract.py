@@ -58,7 +58,7 @@ def federate(tmp_path: Path, config: RunConfig = CONFIG, **how: Any) -> list[wir
 
 
 def signed(hello: wire.Hello, key: str = KEY.verify_key) -> bool:
-    said = {"config_toml": hello.config_toml, "run_id": hello.run_id, "bundle_digest": hello.bundle_digest}
+    said = {name: getattr(hello, name) for name in ("config_toml", "run_id", "bundle_digest", "domains")}
     return contract.holds(key, hello.contract_signature, **said)
 
 
@@ -90,6 +90,7 @@ def test_a_resumed_run_is_greeted_with_the_same_signature(tmp_path: Path) -> Non
 CHANGES: dict[str, dict[str, Any]] = {
     "another key": {"signing": Signing(signer=STRANGER, bundle_digest=BUNDLE)},
     "another bundle": {"signing": Signing(signer=KEY, bundle_digest=OTHER)},
+    "other domains": {"signing": Signing(signer=KEY, bundle_digest=BUNDLE, domains="books")},
     "no key any more": {"signing": None},
     "another compute table": {
         "signing": SIGNING,

@@ -49,10 +49,18 @@ def test_the_serverapp_finds_everything_beside_the_run(home: Home, run: Path) ->
     signing = Signing.beside(run / "run.toml")
     assert signing is not None
     assert (signing.signer.verify_key, signing.bundle_digest) == (home.coordinator_key().verify_key, "b" * 64)
+    assert signing.domains == "books,films"
     assert (run / "receipts.json").resolve() == home.receipts  # also before there are any
     assert (run / "partners.toml").read_text() == home.partners_file.read_text()
     assert RunConfig.from_toml((run / "run.toml").read_text()) == CONFIG
     assert not os.path.isabs(os.readlink(run / "coordinator.keys"))  # a home can be moved
+
+
+def test_who_is_enrolled_later_is_not_named_by_a_contract_that_began_before(home: Home, run: Path) -> None:
+    home.partners_file.write_text("[books]\n[films]\n[games]\n")
+    signing = Signing.beside(run / "run.toml")
+    assert signing is not None
+    assert signing.domains == "books,films"
 
 
 def test_nobody_enrolled_is_no_open_door(home: Home) -> None:

@@ -17,11 +17,11 @@ from tests.shared.privacy.bookshop import STRANGER
 
 COORDINATOR = SigningPair(b"coordinator key for the tests..."[:32])
 CONFIG = RunConfig()
-SIGNED = {"config_toml": CONFIG.to_toml(), "run_id": "autumn-1", "bundle_digest": "b" * 64}
+SIGNED = {"config_toml": CONFIG.to_toml(), "run_id": "autumn-1", "bundle_digest": "b" * 64, "domains": "books,films"}
 SIGNATURE = contract.sign(COORDINATOR, **SIGNED)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
-contracts = st.fixed_dictionaries({"config_toml": texts, "run_id": texts, "bundle_digest": texts})
+contracts = st.fixed_dictionaries({"config_toml": texts, "run_id": texts, "bundle_digest": texts, "domains": texts})
 
 
 def holds(key: str = COORDINATOR.verify_key, signature: str = SIGNATURE, **changes: str) -> bool:
@@ -43,7 +43,7 @@ def test_two_contracts_never_have_the_same_bytes(one: dict[str, str], other: dic
     assert not contract.holds(COORDINATOR.verify_key, contract.sign(COORDINATOR, **one), **other)
 
 
-@given(st.lists(texts, min_size=3, max_size=3), st.integers(0, 2), st.integers(0, 2), st.integers(0, 40))
+@given(st.lists(texts, min_size=4, max_size=4), st.integers(0, 3), st.integers(0, 3), st.integers(0, 40))
 def test_letters_cannot_move_from_one_part_to_another(parts: list[str], source: int, target: int, count: int) -> None:
     """A run id at the end of a configuration, or half of it in the bundle's digest, would be another contract of the same letters."""
     moved = list(parts)
@@ -69,9 +69,19 @@ def test_any_other_bit_of_the_signature_breaks_it(bit: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"run_id": "autumn-2"}, {"run_id": ""}, {"bundle_digest": "c" * 64}, {"bundle_digest": ""}, {"config_toml": ""}]
+    "change",
+    [
+        {"run_id": "autumn-2"},
+        {"run_id": ""},
+        {"bundle_digest": "c" * 64},
+        {"bundle_digest": ""},
+        {"config_toml": ""},
+        {"domains": "books"},
+        {"domains": "books,films,games"},
+        {"domains": ""},
+    ],
 )
-def test_another_run_and_another_bundle_are_other_contracts(change: dict[str, str]) -> None:
+def test_another_run_another_bundle_and_other_domains_are_other_contracts(change: dict[str, str]) -> None:
     assert holds()
     assert not holds(**change)
 

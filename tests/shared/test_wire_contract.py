@@ -15,7 +15,13 @@ SIGNATURE, DIGEST = "1a" * 64, "b" * 64
 
 
 def hello(**changes: Any) -> wire.Hello:
-    said = {"run_id": "run-1", "config_toml": RunConfig().to_toml(), "contract_signature": SIGNATURE, "bundle_digest": DIGEST}
+    said = {
+        "run_id": "run-1",
+        "config_toml": RunConfig().to_toml(),
+        "contract_signature": SIGNATURE,
+        "bundle_digest": DIGEST,
+        "domains": "books,films",
+    }
     return wire.Hello(**{**said, **changes})
 
 
@@ -25,7 +31,7 @@ def over_the_wire(content: RecordDict) -> RecordDict:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"contract_signature": ""}, {"bundle_digest": ""}, {"contract_signature": "", "bundle_digest": ""}]
+    "changes", [{}, {"contract_signature": ""}, {"bundle_digest": "", "domains": ""}, {"contract_signature": "", "bundle_digest": ""}]
 )
 def test_a_greeting_is_read_back_as_it_was_sent(changes: dict[str, str]) -> None:
     assert wire.read_instruction(wire.HELLO, over_the_wire(hello(**changes).pack())) == hello(**changes)
@@ -43,6 +49,9 @@ WRONG: dict[str, tuple[str, Any]] = {
     "a short digest": ("bundle_digest", DIGEST[:16]),
     "a digest that is a path": ("bundle_digest", "../bundle"),
     "a digest that is a number": ("bundle_digest", 0),
+    "names of domains with a blank": ("domains", "books, films"),
+    "names of domains that are a list": ("domains", ["books", "films"]),
+    "names of domains without end": ("domains", "b" * 2**15),
     "a configuration without a letter": ("config_toml", ""),
     "a configuration of a megabyte": ("config_toml", "#" * 2**20),
 }
@@ -59,7 +68,7 @@ def test_a_greeting_is_refused_that_holds(what: str) -> None:
         hello(**{field: value}).pack()
 
 
-@pytest.mark.parametrize("field", ["contract_signature", "bundle_digest"])
+@pytest.mark.parametrize("field", ["contract_signature", "bundle_digest", "domains"])
 def test_a_greeting_that_leaves_one_out_is_refused(field: str) -> None:
     content = hello().pack()
     del content["fields"][field]
