@@ -25,8 +25,8 @@ def spelled(domains: Iterable[str]) -> str:
 def message(*, config_toml: str, run_id: str, bundle_digest: str, domains: str) -> bytes:
     """What is signed: a tag, and each text in UTF-8 after its length in 8 bytes, so that no two contracts have the same bytes.
 
-    >>> message(config_toml="a = 1", run_id="r", bundle_digest="", domains="b")[19:].replace(bytes(7), b"..")
-    b'..\\x05a = 1..\\x01r..\\x00..\\x01b'
+    >>> message(config_toml="a = 1", run_id="r", bundle_digest="", domains="b")[19:43]
+    b'\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x05a = 1\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x01r\\x00\\x00'
 
     Raises:
         UnicodeEncodeError: a text holds half of a surrogate pair, which no encoder of ours ever wrote.
