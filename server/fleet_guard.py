@@ -5,7 +5,8 @@ may hand in a reply under another one's number, and a message that answers nothi
 The names are digests and random numbers that nobody tells a partner; nothing here shall depend on that. So Flower's handlers are asked
 through the guard: a node gets objects of messages that were addressed to it, answers these in its own name, and confirms these.
 
-What is not its own looks to a node like what is not there. A push in a wrong name is answered with 403, and noted in the log.
+What is not its own looks to a node like what is not there. A push in a wrong name is answered with 403, and noted in the log. Objects are
+not opened here: what a reply says inside about who sent it is held against the question by `server.prompt_grid`.
 """
 
 from __future__ import annotations

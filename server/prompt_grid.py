@@ -1,16 +1,26 @@
-"""Flower's grid, asked for replies as often as it makes sense, where Flower looks every 3 s."""
+"""Flower's grid, asked for replies as often as it makes sense, where Flower looks every 3 s; and a reply is its who was asked.
+
+A node hands in a reply twice: in an envelope that the SuperLink and `server.fleet_guard` hold against the question, and in an object that
+Flower's grid makes the message of without a look at the envelope. Inside may stand another node's number, or no message at all, over which
+the grid breaks with everything else that it was about to return. So replies are fetched one question at a time, and held against it.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from typing import Any
 
+import httpx
 from flwr.app import Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from shared.polling import pause_s
+
+_LOG = logging.getLogger("isthmus.server")
 
 
 class PromptGrid(Grid):
@@ -46,21 +56,40 @@ class PromptGrid(Grid):
         return self._grid.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Sends messages, and returns the replies that came in time.
+        """Sends messages, and returns the replies that came in time. One that cannot be used counts as none, and is not waited for.
 
         Args:
             timeout: seconds; None waits for all of them.
         """
-        missing = {identifier for identifier in self._grid.push_messages(list(messages)) if identifier}
+        sent = list(messages)
+        asked = dict(zip(self._grid.push_messages(sent), (message.metadata.dst_node_id for message in sent), strict=False))
+        missing = {identifier: node for identifier, node in asked.items() if identifier}
         begun = time.monotonic()
         replies: list[Message] = []
         while missing:
-            new = list(self._grid.pull_messages(missing))
-            replies += new
-            missing -= {reply.metadata.reply_to_message_id for reply in new}
+            for identifier, node in list(missing.items()):
+                if (new := self._replies_to(identifier, node)) is not None:
+                    replies += new
+                    del missing[identifier]
             waited = time.monotonic() - begun
             if not missing or (timeout is not None and waited >= timeout):
                 break
             pause = pause_s(waited)
             time.sleep(pause if timeout is None else min(pause, timeout - waited))
         return replies
+
+    def _replies_to(self, identifier: str, node: int) -> list[Message] | None:
+        """The reply to a question to a node; none where it cannot be used. None where it has not come."""
+        try:
+            found = list(self._grid.pull_messages([identifier]))
+            # What the SuperLink says in a node's place, for example that it is gone, bears either number.
+            own = [one for one in found if one.metadata.reply_to_message_id == identifier]
+            own = [one for one in own if one.metadata.src_node_id in (node, SUPERLINK_NODE_ID)]
+        except httpx.HTTPError:  # the SuperLink's, not the node's
+            raise
+        except Exception as error:  # whatever stands in a reply that no client of ours ever sent
+            _LOG.warning("a reply of node %d cannot be read (%s)", node, type(error).__name__)
+            return []
+        if len(own) < len(found):
+            _LOG.warning("a reply of node %d was in another one's name, or to another question", node)
+        return own if found else None

@@ -1,25 +1,35 @@
-"""The fleet guard before Flower's own handlers and a real state on disk: each node touches its own messages, also after a restart."""
+"""The fleet guard before Flower's own handlers and a real state on disk: each node touches its own messages, also after a restart.
+
+And what a node hides in an object of its own reply, which the guard does not open: the coordinator's grid does not believe it.
+"""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from fastapi import HTTPException
+from flwr.app import Message, RecordDict
 from flwr.common.constant import NOOP_FLWR_AID
 from flwr.common.serde import message_from_proto
-from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.constant import NOOP_FEDERATION_ID
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.config_loader import get_federation_manager, get_objectstore_linkstate_factories
+from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.superlink.servicer.fleet import fleet_handlers
+from flwr.superlink.servicer.runtime import runtime_handlers
 
 from server import fleet_guard, flower_internals, processes
 from server.fleet_guard import Addressed, Guard
+from server.prompt_grid import PromptGrid
 from tests.journeys.coordinated import new_home
 from tests.journeys.deployment.partner_position import pushed
 
@@ -54,6 +64,26 @@ class Link:
     def restarted(self) -> None:
         """Nothing is remembered any more."""
         self.guard = Guard(fleet_handlers)
+
+
+class Asked(HttpGrid):
+    """Flower's grid after its questions to the nodes of a link, before Flower's own handlers without a network between."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(token="any")
+        (task,) = link.state.get_tasks(run_ids=[link.run_id])
+        asked = {
+            "PullMessages": runtime_handlers.pull_messages,
+            "PullObject": runtime_handlers.pull_object,
+            "ConfirmMessageReceived": runtime_handlers.confirm_message_received,
+        }
+        handlers: Any = SimpleNamespace(**{name: functools.partial(one, state=link.state, task=task) for name, one in asked.items()})
+        self._client, self._run = handlers, Run.create_empty(run_id=link.run_id)
+        self._sent = [link.my_message, link.their_message]
+
+    def push_messages(self, messages: Any) -> list[str]:
+        del messages
+        return self._sent
 
 
 def instruction(state: Any, run_id: int, node_id: int) -> str:
@@ -128,6 +158,34 @@ def test_a_node_answers_in_its_own_name_and_instructs_nobody(link: Link) -> None
     assert link.push(link.mine, source=me, reply_to=link.my_message).objects_to_push
     with pytest.raises(HTTPException):
         link.guard.push_object(PushObjectRequest(node=link.mine, run_id=link.run_id, object_id="0" * 64, object_content=b""), link.state)
+
+
+def envelope(link: Link, node: Node, reply_to: str, *, source: int | None = None, only_content: bool = False) -> None:
+    """Pushes a reply whose envelope is in order; inside it stands ``source``, or no message at all."""
+    request, objects = pushed(node, link.run_id, source=source or node.node_id, target=SUPERLINK, reply_to=reply_to)
+    told, tree = request.messages_list[0].metadata, request.message_object_trees[0]
+    told.src_node_id = node.node_id
+    if only_content:
+        told.message_id = tree.children[0].object_id
+        request = PushMessagesRequest(node=node, messages_list=request.messages_list, message_object_trees=[tree.children[0]])
+    answer = link.guard.push_messages(request, link.state)
+    for name in answer.objects_to_push:
+        session, content = answer.session_id, objects[name]
+        push = PushObjectRequest(node=node, run_id=link.run_id, object_id=name, object_content=content, session_id=session)
+        assert link.guard.push_object(push, link.state).stored
+
+
+@pytest.mark.parametrize("only_content", [False, True])
+def test_a_reply_is_its_who_was_asked_whatever_stands_inside_it(link: Link, only_content: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    link.take(link.mine)
+    link.take(link.theirs)
+    envelope(link, link.mine, link.my_message, source=link.theirs.node_id, only_content=only_content)
+    envelope(link, link.theirs, link.their_message)
+    for name, value in (("_task_id", 1), ("_run_id", link.run_id), ("_node_id", SUPERLINK)):
+        monkeypatch.setattr(TaskIdentity, name, value)
+    questions = [Message(RecordDict(), dst_node_id=node.node_id, message_type="train") for node in (link.mine, link.theirs)]
+    replies = list(PromptGrid(Asked(link)).send_and_receive(questions, timeout=30.0))
+    assert [(one.metadata.src_node_id, one.metadata.reply_to_message_id) for one in replies] == [(link.theirs.node_id, link.their_message)]
 
 
 def test_without_the_guard_flower_gives_it_all(link: Link) -> None:

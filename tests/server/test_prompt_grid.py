@@ -58,7 +58,7 @@ def test_every_reply_is_returned_once_and_soon_after_it_came(app: ClientApp) -> 
 
     assert nodes == [1, 3, 2]
     assert 0.9 <= seconds < 2.9  # Flower would look after 3 s for the first time
-    assert grid.asked <= 6
+    assert grid.asked <= 12  # of six looks, for each of those that are missing
 
 
 def test_who_is_late_is_not_waited_for(app: ClientApp) -> None:
