@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
 
+FORKS = sys.platform == "linux"
+"""Whether the process that waits forks for each message. Elsewhere system libraries do not bear it: on macOS, what asks for the system's
+proxies ends a forked process."""
 _PAUSE_S = 2.0
 """Shortest time between two starts of processes that wait, where they end by themselves."""
 

@@ -30,7 +30,7 @@ from shared.errors import Refusal
 from shared.process_groups import PR_SET_PDEATHSIG, prctl
 
 from .allowed import AllowList
-from .app_launcher import Launcher
+from .app_launcher import FORKS, Launcher
 from .durable_files import storage_errors
 from .flower_internals import verify
 from .watchdog import deadline, within
@@ -43,8 +43,6 @@ REFUSED = "The FAB could not be verified."
 """Flower's own words for a refused bundle."""
 FAILED = "The app of this node could not be started."
 _OURS = frozenset({"client", "server", "shared"})
-FORKS = sys.platform == "linux"
-"""Elsewhere system libraries do not bear it: on macOS, what asks for the system's proxies ends a forked process."""
 
 
 class OneMessage:

@@ -32,8 +32,11 @@ from typing import TYPE_CHECKING, Any
 from shared.console import guarded
 from shared.errors import ConfigError, Refusal, StorageError
 from shared.polling import pause_s
+from shared.process_groups import children_of
 
 from .allowed import FILE, AllowList
+from .answering import answered
+from .app_launcher import FORKS
 from .durable_files import storage_errors, write_file
 from .flower_internals import verify
 from .node_check import check_port
@@ -209,6 +212,12 @@ class Executor:
         """Starts it, and again whenever it ends, after a pause that grows to half a minute."""
         threading.Thread(target=self._keep, name="isthmus-executor", daemon=True).start()
 
+    def is_at_work(self) -> bool:
+        """Whether a process works on a message: it is forked from the one that waits. True where processes cannot be seen."""
+        if not FORKS:
+            return True
+        return self._process is not None and any(children_of(waiting) for waiting in children_of(self._process.pid))
+
     def stop(self) -> None:
         """Ends it and waits; its app process ends with it."""
         self._stopping.set()
@@ -268,12 +277,12 @@ def serve(options: argparse.Namespace) -> None:
     port = options.port or _free_port()
     secret = home / "flower" / "executor.secret"
     write_file(secret, secrets.token_bytes(32))
-    install(Guard(home))
+    executor = Executor(_executor_command(home, port, secret, options))
+    install(Guard(home), executor.is_at_work)
 
     from flwr.supercore.exit import ExitCode, flwr_exit
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
-    executor = Executor(_executor_command(home, port, secret, options))
     sys.argv = ["flower-supernode", *_supernode_options(options, port, secret)]
     executor.start()
     try:
@@ -288,17 +297,21 @@ def serve(options: argparse.Namespace) -> None:
             secret.unlink()
 
 
-def install(guard: Guard) -> None:
+def install(guard: Guard, at_work: Callable[[], bool] = lambda: True) -> None:
     """Puts the guard into this process' SuperNode.
 
+    Args:
+        at_work: whether a process works on a message.
     Raises:
         ConfigError: Flower did not take it.
     """
     from flwr.supernode import start_client_internal as module
+    from flwr.supernode.nodestate.in_memory_nodestate import CLIENT_APP_CRASHED_ERROR
 
     original, insert, error = module._pull_and_store_message, module._insert_message, module.FAB_VERIFICATION_ERROR
     replaced = promptly(guarded_pull(original, guard, insert=insert, error=error))
     module._pull_and_store_message = replaced
+    module._push_messages = answered(module._push_messages, insert=insert, error=CLIENT_APP_CRASHED_ERROR, at_work=at_work)
     if module.start_client_internal.__globals__["_pull_and_store_message"] is not replaced:
         raise ConfigError("the guard could not be put into Flower's SuperNode: nothing was started")
 

@@ -47,7 +47,7 @@ MODULES: Mapping[str, str] = MappingProxyType(
 )
 REPLACED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "flwr.supernode.start_client_internal": ("_pull_and_store_message", "_insert_message", "start_client_internal"),
+        "flwr.supernode.start_client_internal": ("_pull_and_store_message", "_push_messages", "_insert_message", "start_client_internal"),
         "flwr.supernode.cli.flower_supernode": ("flower_supernode",),
         "flwr.supernode.runtime.run_clientapp": ("run_clientapp",),
         "flwr.supercore.superexec.run_superexec": ("run_superexec",),

@@ -292,20 +292,22 @@ def test_a_function_that_somebody_else_replaced_is_noticed(module: str, name: st
 
 @pytest.fixture
 def _restored() -> Iterator[None]:
-    original = flower._pull_and_store_message
+    pull, push = flower._pull_and_store_message, flower._push_messages
     yield
-    flower._pull_and_store_message = original
+    flower._pull_and_store_message, flower._push_messages = pull, push
 
 
 @pytest.mark.usefixtures("_restored")
 def test_the_guard_stands_in_the_function_that_the_loop_of_the_node_calls(allowed: AllowList) -> None:
-    before: Callable[..., Any] = flower._pull_and_store_message
+    names = ("_pull_and_store_message", "_push_messages")
+    before: list[Callable[..., Any]] = [getattr(flower, name) for name in names]
     bundle_guard.install(bundle_guard.Guard(allowed.path.parent))
 
-    called = flower.start_client_internal.__globals__["_pull_and_store_message"]
-    assert called is flower._pull_and_store_message
-    assert called is not before
-    assert "_pull_and_store_message" in flower.start_client_internal.__code__.co_names
+    for name, original in zip(names, before, strict=True):
+        called = flower.start_client_internal.__globals__[name]
+        assert called is getattr(flower, name)
+        assert called is not original
+        assert name in flower.start_client_internal.__code__.co_names
 
 
 def test_nothing_starts_where_flower_is_another(

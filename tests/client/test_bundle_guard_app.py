@@ -19,9 +19,8 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResultStatus
 
-from client import app_process
 from client.allowed import AllowList
-from client.app_launcher import Launcher
+from client.app_launcher import FORKS, Launcher
 from client.app_process import FAILED, REFUSED, OneMessage, unpack
 from shared import bundle
 from shared.errors import Refusal, StorageError
@@ -264,7 +263,7 @@ with open(sys.argv[1], "a") as file:
 """
 
 
-@pytest.mark.skipif(not app_process.FORKS, reason="one message a process, where forking is not safe")
+@pytest.mark.skipif(not FORKS, reason="one message a process, where forking is not safe")
 def test_each_message_has_a_process_that_shares_nothing_with_another_and_the_waiting_one_outlives_them(tmp_path: Path) -> None:
     said, saying = os.pipe()
     told = tmp_path / "told"
@@ -295,7 +294,7 @@ def test_each_message_has_a_process_that_shares_nothing_with_another_and_the_wai
     assert len({tuple(line[2:4]) for line in lines.values()}) == 3
 
 
-@pytest.mark.skipif(not app_process.FORKS, reason="one message a process, where forking is not safe")
+@pytest.mark.skipif(not FORKS, reason="one message a process, where forking is not safe")
 def test_a_message_ends_with_the_process_that_waits(tmp_path: Path) -> None:
     said, saying = os.pipe()
     script = (
