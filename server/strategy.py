@@ -302,7 +302,7 @@ class Coordinator:
                         self.partners.drop(node)  # a refusal is a decision: asking again would only be refused again
             if len(good) >= least:
                 return dict(sorted(good.items())), refused, attempt
-        raise too_few(f"round {number}", len(good), least, refused)
+        raise too_few(f"round {number}", len(good), least, [one for one in refused if one[0] not in good])
 
     def _instruction(self, number: int, checkpoint: Checkpoint, domain: str) -> wire.RoundInstruction:
         last = self.partners.receipts.get(domain)

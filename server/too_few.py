@@ -30,12 +30,18 @@ class BudgetUsedUp(TooFewClients):
 def too_few(stage: str, got: int, needed: int, dropped: Sequence[tuple[str, str]]) -> TooFewClients:
     """Why a run ends: for want of budget where all who failed otherwise would not be enough either, if they came back.
 
+    Args:
+        got: how many answered well.
+        dropped: who did not, and by which code, oldest first.
+
     >>> type(too_few("round 2", 1, 2, [("books", "refused-ceiling")])).__name__
     'BudgetUsedUp'
     >>> type(too_few("round 2", 1, 2, [("books", "refused-ceiling"), ("films", "no-reply")])).__name__
     'TooFewClients'
+    >>> type(too_few("round 2", 1, 2, [("books", "no-reply"), ("books", "refused-ceiling")])).__name__
+    'BudgetUsedUp'
     """
-    without_budget = [domain for domain, code in dropped if code == CEILING]
-    others = {domain for domain, code in dropped if code != CEILING}
-    wanting = without_budget and got + len(others) < needed
+    last = dict(dropped)  # who was late first and had nothing left then would not be enough for having been late
+    others = [domain for domain, code in last.items() if code != CEILING]
+    wanting = len(others) < len(last) and got + len(others) < needed
     return (BudgetUsedUp if wanting else TooFewClients)(stage, got, needed, dropped)

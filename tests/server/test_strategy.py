@@ -15,6 +15,7 @@ from server.app import run_federation
 from server.checkpoints import Checkpoints
 from server.partners import Agreement, Partners
 from server.strategy import TooFewClients
+from server.too_few import BudgetUsedUp
 from shared import wire
 from shared.privacy.receipts import SignedReceipt
 from simulations.in_process_grid import InProcessGrid
@@ -158,6 +159,22 @@ def test_a_client_that_refuses_a_round_is_not_asked_again(tmp_path: Path) -> Non
     outcome = federate(tmp_path, fault=_only(2, None, refuses))
     assert asked == [1]
     assert outcome.domains == ("arts", "books")
+
+
+def test_who_was_late_and_then_answered_does_not_hide_that_the_others_have_nothing_left(tmp_path: Path) -> None:
+    tries: list[int] = []
+
+    def fault(client: int, round: int, content: RecordDict) -> RecordDict:
+        if round != 2:
+            return content
+        tries.append(client)
+        if client > 0:
+            return wire.Refused("ceiling").pack()
+        return wire.Unavailable().pack() if tries.count(0) == 1 else content
+
+    with pytest.raises(BudgetUsedUp) as caught:
+        federate(tmp_path, fault=fault)
+    assert caught.value.dropped == (("books", "refused-ceiling"), ("cameras", "refused-ceiling"))
 
 
 def test_too_few_clients_at_hello_name_their_codes(tmp_path: Path) -> None:
