@@ -28,13 +28,13 @@ def write(path: Path, nodes: Mapping[int, str]) -> None:
 
 
 def read(path: Path) -> dict[int, str] | None:
-    """Node -> domain, now. None where there is no file; empty, so that nobody is believed, where it cannot be used."""
+    """Node -> domain, now. None where no file was ever named; empty, so that nobody is believed, where it cannot be used or is gone."""
     try:
         document = json.loads(path.read_bytes())
         if document["format"] != _FORMAT:
             return {}
         return {int(node): str(domain) for node, domain in dict(document["nodes"]).items()}
     except FileNotFoundError:
-        return None
+        return {} if path.is_symlink() else None  # a run folder's link to one that is not written yet, or was lost
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}

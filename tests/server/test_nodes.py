@@ -21,6 +21,16 @@ def test_what_was_written_is_read_and_the_same_is_not_written_again(tmp_path: Pa
     assert nodes.read(path) == {}
 
 
+def test_a_run_folders_link_to_a_file_that_is_gone_vouches_for_nobody(tmp_path: Path) -> None:
+    link = tmp_path / "run" / "nodes.json"
+    link.parent.mkdir()
+    link.symlink_to(Path("..") / "superlink" / "nodes.json")
+    assert nodes.read(link) == {}  # and not "anybody speaks for anybody"
+    (tmp_path / "superlink").mkdir()
+    nodes.write(tmp_path / "superlink" / "nodes.json", {7: "books"})
+    assert nodes.read(link) == {7: "books"}
+
+
 @pytest.mark.parametrize(
     "damaged", ["", "{", "[]", '{"format": "isthmus-nodes-2", "nodes": {"7": "books"}}', '{"format": "isthmus-nodes-1"}']
 )
