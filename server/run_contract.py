@@ -93,12 +93,14 @@ def keep(folder: Path, hello: wire.Hello) -> bool:
         before = None
     except (OSError, ValueError, RecursionError):
         raise FederationError(f"{path} cannot be read", do="Restore it, or start a new run in another folder.") from None
+    if isinstance(before, dict):
+        before = {"domains": "", **before}  # a run from before contracts named any: unsigned, it goes on
     if before == now:
         return False
     if isinstance(before, dict) and before.get("run_id") == hello.run_id:
         raise FederationError(
-            "the contract is not the one this run was announced with: key, bundle or configuration (its compute table included) changed",
-            do="Resume with the key, the bundle and the config.toml that it began with, or start a new run.",
+            "the contract is not the one this run was announced with: key, bundle, domains or configuration (even compute) changed",
+            do="Resume with the key, the bundle, the domains and the config.toml that it began with, or start a new run.",
         )
     replace_file(path, (json.dumps(now, indent=1) + "\n").encode())
     return True

@@ -87,6 +87,20 @@ def test_a_resumed_run_is_greeted_with_the_same_signature(tmp_path: Path) -> Non
     assert signed(again)
 
 
+@pytest.mark.parametrize("signing", [None, SIGNING])
+def test_a_run_from_before_contracts_named_domains_goes_on_where_nobody_signed_it(tmp_path: Path, signing: Signing | None) -> None:
+    federate(tmp_path, signing=signing)
+    path = tmp_path / "run" / "contract.json"
+    before = json.loads(path.read_text())
+    del before["domains"]
+    path.write_text(json.dumps(before | ({"signature": "0" * 128} if signing else {})))
+    if signing is None:
+        assert {hello.domains for hello in federate(tmp_path, resume=True)} == {""}
+    else:
+        with pytest.raises(FederationError, match="domains"):  # clients would refuse it: what was signed were other bytes
+            federate(tmp_path, signing=signing, resume=True)
+
+
 CHANGES: dict[str, dict[str, Any]] = {
     "another key": {"signing": Signing(signer=STRANGER, bundle_digest=BUNDLE)},
     "another bundle": {"signing": Signing(signer=KEY, bundle_digest=OTHER)},
