@@ -10,6 +10,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from server import app as server_app
+from server import nodes
 from server.home import Home
 from server.journal import Journal
 from server.report import build, incidents, write
@@ -50,6 +51,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     monkeypatch.setattr(Coordinator, "__init__", lambda self, **how: make(self, **({"text_dimension": TEXT} | how)))
     made = Home.create(tmp_path / "home", ServerSettings(hosts="localhost")).home
     made.partners_file.write_text("[arts]\nceiling_epsilon = 9.0\n[books]\n[music]\n")
+    nodes.write(made.nodes_file, {1: "arts", 2: "books"})  # the registrar does, beside a SuperLink
     return made
 
 
