@@ -30,6 +30,7 @@ _LEFT_OUT = re.compile(
     r"|round [0-9]+: reply of (?P<dropped>\S+) is dropped \((?P<refusal>refused-[a-z]+)\)"
 )
 """What `server.strategy` says of whoever it asks no more."""
+_RETURNED = re.compile(r"hello: (?P<domain>\S+) takes part after all \(returned\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,9 @@ def left_out(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
     >>> left_out([{"event": "note", "text": "hello: films is left out (refused-range)"}])
     {'films': 'refused-range'}
+    >>> notes = ["query.moments: films is left out of the run (unavailable)", "hello: films takes part after all (returned)"]
+    >>> left_out([{"event": "note", "text": text} for text in notes])
+    {}
     """
     found: dict[str, str] = {}
     for line in lines:
@@ -90,6 +94,8 @@ def left_out(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             found = {}
         elif line["event"] == NOTE and (said := _LEFT_OUT.fullmatch(str(line.get("text", "")))):
             found[said["domain"] or said["dropped"]] = said["code"] or said["refusal"]
+        elif line["event"] == NOTE and (said := _RETURNED.fullmatch(str(line.get("text", "")))):
+            found.pop(said["domain"], None)
     return found
 
 

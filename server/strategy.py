@@ -117,8 +117,7 @@ class Coordinator:
         self._remember(kept, checkpoint)
         self._run_id = checkpoint.run_id if checkpoint else self._named()
         self._admission = Admission(config=self.config, run_id=self._run_id, partners=self.partners, text_dimension=self.text_dimension)
-        first = keep(self.folder, greeting(self.config, self._run_id, self.signing))
-        self._assemble(first=first)
+        self._assemble(first=keep(self.folder, greeting(self.config, self._run_id, self.signing)))
         if checkpoint is None:
             checkpoint = self._found(start)
             checkpoints.save(checkpoint)
@@ -191,6 +190,8 @@ class Coordinator:
                     raise reply
                 assert isinstance(reply, wire.HelloReply)
                 self.partners.pin(node, reply.domain, self._messenger.connected())
+                if self._again[node]:
+                    LOG.warning("hello: %s takes part after all (returned)", reply.domain)
             except AdmissionRefused as error:
                 dropped.append((self._name(node), error.code if isinstance(error, Inadmissible) else "domain"))
                 LOG.warning("hello: %s is left out (%s)", *dropped[-1])

@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 
 from server.app import run_federation
 from server.checkpoints import Checkpoints
+from server.journal import keeping, left_out
 from server.partners import Agreement, Partners
 from server.strategy import TooFewClients
 from server.too_few import BudgetUsedUp
@@ -258,7 +259,10 @@ def test_a_client_that_missed_the_beginning_is_greeted_again_a_few_times(tmp_pat
         tries.extend([client] if client == 2 else [])
         return wire.Unavailable().pack() if client == 2 and len(tries) <= failures else content
 
-    federate(tmp_path, fault=away)
+    (tmp_path / "run").mkdir()
+    with keeping(tmp_path / "run", 1) as journal:
+        federate(tmp_path, fault=away, partners=Partners(registered=lambda: {1: "arts", 2: "books", 3: "cameras"}))
+    assert left_out(journal.read()) == ({} if rounds else {"cameras": "unavailable"})  # nobody is who takes part
     answered = [line["replies"] for line in lines(tmp_path)]
     assert answered == [["arts", "books", "cameras"] if rounds else ["arts", "books"]] * 3
     assert len(tries) == (failures if not rounds else 2 + 2 + 3 + 1)  # in vain; or hello, hello and descriptor, rounds, delivery
