@@ -57,6 +57,8 @@ none of them: it starts threads, which a forked process would not have."""
 OURS = "The guarded SuperNode"
 """How what the guard says about the node's end begins."""
 _LOOPBACK = "127.0.0.1"
+_SEEN = Path("/proc/thread-self/children")
+"""Where the kernel shows who is whose child; not every one does."""
 _TASK = "flwr-serverapp"
 
 
@@ -214,7 +216,7 @@ class Executor:
 
     def is_at_work(self) -> bool:
         """Whether a process works on a message: it is forked from the one that waits. True where processes cannot be seen."""
-        if not FORKS:
+        if not FORKS or not _SEEN.exists():
             return True
         return self._process is not None and any(children_of(waiting) for waiting in children_of(self._process.pid))
 

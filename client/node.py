@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.errors import ConfigError, IsthmusError, LedgerBroken, LedgerError, WrongKey
+from shared.errors import ConfigError, IsthmusError, LedgerBroken, LedgerError, RolledBack, WrongKey
 from shared.privacy.manifest import LEFT, ManifestLine, read_line
 from shared.process_lock import running
 from shared.supervision import STARTED, Backoff, Program, Supervisor, last_line, tell_on_stderr
@@ -51,13 +51,14 @@ def check_ready(settings: ClientSettings) -> None:
         DataError: the node's key cannot be used, or is another's.
         PassportError: others may read the keys.
         LedgerError: the ledger is gone, cannot be used, or is another domain's.
+        RolledBack: it is an older copy.
         WrongKey: it is signed with another key than this domain's.
     """
     from .flower_internals import verify
     from .key_rotation import NEXT
     from .keys import KEY_FILE, Keys
     from .ledger_life import overview
-    from .ledger_loss import RESTART, why_lost
+    from .ledger_loss import RESTART, why_lost, why_older
     from .node_check import check_authority, check_node_key
 
     if not settings.server.address or not settings.server.coordinator_key:
@@ -75,6 +76,8 @@ def check_ready(settings: ClientSettings) -> None:
         raise ConfigError(
             "there is no ledger yet", do="Decide about [ceiling] in partner.toml, then: isthmus-client ledger create PARTNER_TOML"
         )
+    if older := why_older(settings):
+        raise RolledBack(older, do=RESTART)
     found = overview(settings)
     if found.domain != settings.domain:
         raise LedgerError(f"the ledger belongs to the domain '{found.domain}'", do="Name the ledger of this domain in partner.toml.")

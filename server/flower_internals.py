@@ -34,6 +34,9 @@ MODULES: Mapping[str, str] = MappingProxyType(
         "flwr.supercore.corestate.sql_corestate": "14f5c7e10a150cd289fb825c966aeb4d27e325be75ccca8bca2cffd284d58560",
         "flwr.supercore.object_store.sql_object_store": "7f8942a607e4e0bc4e30dd8e4e7de00a3046492b652d35f0179fa0f56a57e08a",
         "flwr.supercore.state.schema.linkstate_models": "8d5b62e2733b28dec84af415da67905ed5e57b107db0e04656c87fefc95b4efe",
+        # How the ServerApp fetches replies, and what it waits for.
+        "flwr.superlink.grid.http_grid": "0c33918af5016310ba84ad42643944d498bbf5ebdb55d62f4655ee00e94d72db",
+        "flwr.supercore.inflatable.inflatable_utils": "077b26d921aa86389f0a9e16bab761bd10525ec66d6f175b56fdf4bac7872d40",
         # The programs: the options that close the SuperLink, and the way from the executor to the ServerApp.
         "flwr.superlink.cli.flower_superlink": "53a0528b289cbb7b2e48e3ad9ae4373bd2dfaac34050ccb94db7db3f35e8e742",
         "flwr.supercore.cli.flower_superexec": "1fae6c298bca26a7a8b478a48a33f6125c15c08503bd609cdf2075a0e298cbbd",

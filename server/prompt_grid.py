@@ -3,24 +3,60 @@
 A node hands in a reply twice: in an envelope that the SuperLink and `server.fleet_guard` hold against the question, and in an object that
 Flower's grid makes the message of without a look at the envelope. Inside may stand another node's number, or no message at all, over which
 the grid breaks with everything else that it was about to return. So replies are fetched one question at a time, and held against it.
+
+A reply whose objects do not come is waited for by Flower for up to two hours, and nobody else's is fetched meanwhile. Here it is waited for
+half a minute, as a whole.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import httpx
 from flwr.app import Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable import inflatable_utils
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.supercore.run import Run
+from flwr.superlink.grid import http_grid
 
 from shared.polling import pause_s
 
 _LOG = logging.getLogger("isthmus.server")
+
+
+WHOLE_S = 30.0
+"""Seconds that a reply which has begun to arrive may take: three times what the largest takes at a megabit a second."""
+
+
+def bounded(pull: Callable[..., dict[str, bytes]], whole_s: float = WHOLE_S) -> Callable[..., dict[str, bytes]]:
+    """Flower's ``pull_objects`` with an end.
+
+    Args:
+        whole_s: seconds for all objects together, however many there are.
+    """
+
+    def pull_objects(object_ids: list[str], pull_object_fn: Callable[[str], bytes], **how: Any) -> dict[str, bytes]:
+        until = time.monotonic() + whole_s
+
+        def in_time(object_id: str) -> bytes:
+            if time.monotonic() > until:
+                raise ObjectPullError(object_id, "it came too slowly")
+            return pull_object_fn(object_id)
+
+        return pull(object_ids, in_time, **{"max_time": whole_s, **how})
+
+    return pull_objects
+
+
+def limit_pulls() -> None:
+    """Bounds what Flower's grid of this process waits for."""
+    if http_grid.pull_objects is inflatable_utils.pull_objects:
+        http_grid.pull_objects = bounded(inflatable_utils.pull_objects)
 
 
 class PromptGrid(Grid):
@@ -31,6 +67,7 @@ class PromptGrid(Grid):
     """
 
     def __init__(self, grid: Grid) -> None:
+        limit_pulls()
         self._grid = grid
 
     def set_run(self, run: Run) -> None:

@@ -18,7 +18,7 @@ from .answers import AsJson, Debug, Settings, answer, epilog, libraries_on_stder
 if TYPE_CHECKING:
     from ..releases import Ask, Price, Released
 
-EPILOG = epilog(0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 12, 17, 22, 24, 130)
+EPILOG = epilog(0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 12, 17, 18, 19, 20, 21, 22, 24, 130)
 release = typer.Typer(
     help="DP releases: popularity, number of users, a metric. Each is debited in the ledger before any data are read.",
     epilog=EPILOG,

@@ -151,6 +151,12 @@ def _another_node_key(toml: Path, *names: str) -> None:
         (folder / name.replace("node", "another")).replace(folder / name)
 
 
+def _an_update_left(toml: Path) -> None:
+    """What the manifest of a domain says whose ledger was put back from before its last update."""
+    manifest = Manifest(toml.parent / "home/egress.jsonl")
+    manifest.left(kind="train", why="dp", schema="TransferUpdate", size=9, sha256="0" * 64, round=3, ledger_event="b" * 64)
+
+
 @pytest.mark.parametrize(
     ("wrong", "code"),
     [
@@ -168,6 +174,7 @@ def _another_node_key(toml: Path, *names: str) -> None:
         (lambda toml: Keys.write_new(toml.parent / "home/keys/partner.keys"), 24),
         (lambda toml: toml.write_text(toml.read_text().replace('domain = "books"', 'domain = "films"')), 7),
         (lambda toml: (toml.parent / "home/ledger.sqlite").unlink(), 9),
+        (lambda toml: _an_update_left(toml), 22),
         (lambda toml: (toml.parent / "home/allowed.json").write_text("{"), 3),
     ],
 )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.supercore.inflatable import inflatable_utils
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
+from flwr.superlink.grid import http_grid
 
-from server.prompt_grid import PromptGrid
+from server.prompt_grid import PromptGrid, bounded
 from simulations.in_process_grid import InProcessGrid
 
 
@@ -70,3 +73,27 @@ def test_who_is_late_is_not_waited_for(app: ClientApp) -> None:
 
 def test_no_question_takes_no_time(app: ClientApp) -> None:
     assert list(PromptGrid(Slow(app)).send_and_receive([], timeout=60.0)) == []
+
+
+def never_whole(object_id: str) -> bytes:
+    raise ObjectUnavailableError(object_id)
+
+
+def dripping(object_id: str) -> bytes:
+    time.sleep(0.2)
+    return object_id.encode()
+
+
+@pytest.mark.parametrize("pull", [never_whole, dripping])
+def test_a_reply_that_does_not_become_whole_is_given_up(pull: Callable[[str], bytes]) -> None:
+    begun = time.monotonic()
+    with pytest.raises(ObjectPullError):
+        bounded(inflatable_utils.pull_objects, whole_s=0.5)([f"{number}" for number in range(500)], pull)
+    assert time.monotonic() - begun < 10  # Flower: two hours; 500 dripping objects: a quarter of a minute at least
+
+
+def test_flowers_grid_pulls_with_an_end(app: ClientApp) -> None:
+    PromptGrid(Slow(app))
+    assert http_grid.pull_objects is not inflatable_utils.pull_objects
+    assert http_grid.pull_objects.__qualname__.startswith("bounded.")
+    assert http_grid.pull_objects(["a"], str.encode) == {"a": b"a"}
