@@ -288,7 +288,9 @@ class Coordinator:
         good: dict[str, TransferUpdate] = {}
         refused: list[tuple[str, str]] = []
         least = self.config.aggregation.min_clients
-        for attempt in range(1, ATTEMPTS + 1):
+        attempt = away = 0  # a question that nobody was there to hear is another one: nodes that come back have been waited for
+        while attempt - away < ATTEMPTS:
+            attempt += 1
             self._welcome_newcomers(checkpoint.space, wait=attempt > 1)
             missing = [node for node in self.partners.nodes if self._name(node) not in good]
             instructions = {node: self._instruction(number, checkpoint, self._name(node)).pack() for node in missing}
@@ -303,16 +305,14 @@ class Coordinator:
                         self.partners.drop(node)  # a refusal is a decision: asking again would only be refused again
             if len(good) >= least:
                 return dict(sorted(good.items())), refused, attempt
+            away += away < ATTEMPTS and not set(missing).intersection(self._messenger.connected())
         raise too_few(f"round {number}", len(good), least, [one for one in refused if one[0] not in good])
 
     def _instruction(self, number: int, checkpoint: Checkpoint, domain: str) -> wire.RoundInstruction:
         last = self.partners.receipts.get(domain)
+        told = "" if last is None else last.to_json()
         return wire.RoundInstruction(
-            run_id=self._run_id,
-            round=number,
-            config_hash=self.config.config_hash,
-            arrays=checkpoint.layer,
-            last_receipt="" if last is None else last.to_json(),
+            run_id=self._run_id, round=number, config_hash=self.config.config_hash, arrays=checkpoint.layer, last_receipt=told
         )
 
     def _admit(self, reply: Message | None, number: int) -> TransferUpdate:

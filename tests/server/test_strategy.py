@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from server.app import run_federation
 from server.checkpoints import Checkpoints
 from server.journal import keeping, left_out
 from server.partners import Agreement, Partners
-from server.strategy import TooFewClients
+from server.strategy import Outcome, TooFewClients
 from server.too_few import BudgetUsedUp
 from shared import wire
 from shared.privacy.receipts import SignedReceipt
@@ -266,6 +267,39 @@ def test_a_client_that_missed_the_beginning_is_greeted_again_a_few_times(tmp_pat
     answered = [line["replies"] for line in lines(tmp_path)]
     assert answered == [["arts", "books", "cameras"] if rounds else ["arts", "books"]] * 3
     assert len(tries) == (failures if not rounds else 2 + 2 + 3 + 1)  # in vain; or hello, hello and descriptor, rounds, delivery
+
+
+@pytest.mark.parametrize(("deaf", "ends"), [(5, True), (6, False)])
+def test_a_question_that_nobody_was_there_to_hear_costs_no_attempt(tmp_path: Path, deaf: int, ends: bool) -> None:
+    class Away(InProcessGrid):
+        left = 0
+
+        def get_node_ids(self) -> list[int]:
+            return [] if self.left else list(super().get_node_ids())
+
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+            if not self.left:
+                return super().send_and_receive(messages, timeout=timeout)
+            self.left -= 1
+            return []
+
+    folder, disks = tmp_path / "run", tmp_path / "run-disks"
+    folder.mkdir()
+    disks.mkdir()
+    grid = Away(tiny_app(disks), 3)
+
+    def leave(stage: str, done: int, _: int) -> None:
+        grid.left = deaf if (stage, done) == ("train", 1) else grid.left
+
+    def run() -> Outcome:
+        return run_federation(grid, CONFIG, folder, text_dimension=TEXT, progress=leave)
+
+    if ends:  # three questions that count, and three that nobody heard
+        assert run().round == 3
+        assert lines(tmp_path)[1]["attempts"] == deaf + 1
+    else:
+        with pytest.raises(TooFewClients):
+            run()
 
 
 def test_only_enrolled_domains_take_part_and_none_above_its_ceiling(tmp_path: Path) -> None:
