@@ -11,7 +11,7 @@ from client.key_rotation import own_keys, rotate
 from client.ledger_restart import restart
 from client.settings import ClientSettings
 from shared import wire
-from shared.errors import BudgetExhausted, ForeignReceipts, RolledBack
+from shared.errors import ForeignReceipts, Refusal, RolledBack
 from shared.privacy.ledger import Ledger
 from shared.privacy.receipts import SignedReceipt
 from tests.client import ledger_home as home
@@ -53,8 +53,9 @@ def test_a_lost_ledger_ends_its_run_and_another_run_begins_from_the_same_receipt
 
     restart(books, first, booked_epsilon=None, epsilon=30.0, by="A. Officer", why="restored from an old backup")
 
-    with pytest.raises(BudgetExhausted, match="not admitted"):
+    with pytest.raises(Refusal, match="not admitted") as refused:
         train(books, 2, first)  # the new ledger never admitted this run
+    assert refused.value.code == "ceiling"
     queries.hello(books, wire.Hello(run_id="run-2", config_toml=CONFIG.to_toml()))
     with Ledger.open(books.ledger_path, read_only=True) as ledger:
         assert (ledger.booked_epsilon, ledger.count_of_intents, ledger.intents_left("run-2")) == (
