@@ -16,15 +16,16 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import httpx
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
-from flwr.supercore.run import Run
 from flwr.superlink.grid import http_grid
 
 from shared.polling import pause_s
+
+from .grid_around import GridAround
 
 _LOG = logging.getLogger("isthmus.server")
 
@@ -59,8 +60,8 @@ def limit_pulls() -> None:
         http_grid.pull_objects = bounded(inflatable_utils.pull_objects)
 
 
-class PromptGrid(Grid):
-    """A grid around another one; only `send_and_receive` is its own.
+class PromptGrid(GridAround):
+    """Only `send_and_receive` is its own.
 
     Args:
         grid: Flower's own.
@@ -68,29 +69,7 @@ class PromptGrid(Grid):
 
     def __init__(self, grid: Grid) -> None:
         limit_pulls()
-        self._grid = grid
-
-    def set_run(self, run: Run) -> None:
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        return self._grid.run
-
-    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self._grid.get_node_ids()
-
-    def get_nodes(self) -> Any:
-        return self._grid.get_nodes()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self._grid.pull_messages(message_ids)
+        super().__init__(grid)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Sends messages, and returns the replies that came in time. One that cannot be used counts as none, and is not waited for.

@@ -18,14 +18,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.clientapp import ClientApp
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from server.app import build_server_app, run_federation
 from server.checkpoints import Checkpoint
+from server.grid_around import GridAround
 from server.strategy import Outcome, Progress
 from shared.config import RunConfig
 from shared.errors import FederationError, UsageError
@@ -162,34 +161,16 @@ def _reap(known: list[subprocess.Popen[bytes]]) -> None:
     gc.collect()
 
 
-class _StoppableGrid(Grid):
+class _StoppableGrid(GridAround):
     """Flower's grid, but waiting for replies ends when the engine does: otherwise an interrupt would hang until the round times out."""
 
     def __init__(self, grid: Grid, stop: threading.Event) -> None:
-        self._grid, self._stop = grid, stop
-
-    def set_run(self, run: Run) -> None:
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        return self._grid.run
-
-    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+        super().__init__(grid)
+        self._stop = stop
 
     def get_node_ids(self) -> Iterable[int]:
         self._check()
-        return self._grid.get_node_ids()
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        return self._grid.get_nodes()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self._grid.pull_messages(message_ids)
+        return super().get_node_ids()
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         deadline = None if timeout is None else time.monotonic() + timeout
