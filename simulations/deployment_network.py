@@ -77,7 +77,7 @@ def network(partners: Sequence[str], *, apart: bool = True) -> Iterator[Network]
                 return
             except _NotPermitted as error:
                 why = str(error)
-        port, superlink_port, database_port = _free_ports(3)
+        port, superlink_port, database_port = free_ports(3)
         yield Network(
             server="127.0.0.1",
             port=port,
@@ -137,7 +137,8 @@ def _ip(*words: str) -> None:
         raise _NotPermitted(f"ip {' '.join(words[:3])}: {done.stderr.strip() or done.returncode}")
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback that nobody listens on just now."""
     found = [socket.socket() for _ in range(count)]
     try:
         for one in found:

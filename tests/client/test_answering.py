@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message, RecordDict
-from flwr.app.metadata import Metadata
 from flwr.common.constant import ErrorCode, SubStatus
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
 from flwr.supercore.object_store import ObjectStoreFactory
@@ -19,6 +18,7 @@ from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.nodestate.in_memory_nodestate import CLIENT_APP_CRASHED_ERROR
 
 from client.answering import answered
+from tests.client.arrived import arrived
 
 RUN = 77
 
@@ -37,7 +37,7 @@ class Node:
         self.state = NodeStateFactory(objectstore_factory=objects).state()
         self.state.set_node_id(5)
         self.task = self.state.create_task(task_type="flwr-clientapp", run_id=RUN)
-        self.question = _message()
+        self.question = arrived(RUN, "train")
         with no_object_id_recompute():
             self.question.metadata.__dict__["_message_id"] = self.question.object_id
         self.objects.preregister(RUN, get_object_tree(self.question))
@@ -81,21 +81,6 @@ class Node:
     @property
     def is_empty(self) -> bool:
         return not self.state.msg_store and not self.objects.store
-
-
-def _message() -> Message:
-    metadata = Metadata(
-        run_id=RUN,
-        message_id="",
-        src_node_id=1,
-        dst_node_id=5,
-        reply_to_message_id="",
-        group_id="1",
-        created_at=1.0,
-        ttl=60.0,
-        message_type="train",
-    )
-    return Message(metadata=metadata, content=RecordDict())  # type: ignore[call-overload]
 
 
 @pytest.fixture

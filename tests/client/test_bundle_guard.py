@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Message, RecordDict
-from flwr.app.metadata import Metadata
+from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
@@ -28,6 +27,7 @@ from client import bundle_guard
 from client.allowed import AllowList
 from client.flower_internals import MODULES, REPLACED, verify
 from shared.errors import ConfigError, Refusal, UsageError
+from tests.client.arrived import arrived
 from tests.shared.test_bundle import FILES, packed
 
 ALLOWED = packed({**FILES, "client/__init__.py": b"", "server/__init__.py": b""})
@@ -68,18 +68,7 @@ class Node:
         self.asked: list[str] = []
 
     def message(self) -> tuple[Message, Any]:
-        metadata = Metadata(
-            run_id=RUN,
-            message_id="",
-            src_node_id=1,
-            dst_node_id=5,
-            reply_to_message_id="",
-            group_id="",
-            created_at=1.0,
-            ttl=60.0,
-            message_type="query.hello",
-        )
-        message = Message(metadata=metadata, content=RecordDict())  # type: ignore[call-overload]
+        message = arrived(RUN, "query.hello")
         message.metadata.__dict__["_message_id"] = f"{len(self.asked):064x}"
         return message, get_object_tree(message)
 

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,23 +27,13 @@ from shared import bundle as bundles
 from shared.bundle import Bundle
 from shared.config import RunConfig
 from shared.enrolment import JoinCard
+from simulations.deployment_network import free_ports
 from simulations.scenario_config import load
 from simulations.synthetic_domains import write as write_synthetic
 from tests.journeys.tiny_world import TINY
 
 DOMAINS = ("books", "films")
 COMMAND = [sys.executable, "-P", "-m", "server.cli"]
-
-
-def free_ports(count: int) -> list[int]:
-    found = [socket.socket() for _ in range(count)]
-    try:
-        for one in found:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in found]
-    finally:
-        for one in found:
-            one.close()
 
 
 def new_home(folder: Path) -> Home:
