@@ -40,7 +40,10 @@ class AgreedRanges:
         low=0.01,
         high=1.0,
     )
-    methods: str = setting("shared-private,shared", "values of model.sharing that this partner takes part in: they say which arrays leave")
+    methods: str = setting(
+        "shared-private,shared,private-writer,private-bias",
+        "values of model.sharing that this partner takes part in: they say which arrays leave",
+    )
     test_builds: bool = setting(False, "accept runs whose noise is seeded or absent: simulations only")
 
     @classmethod
@@ -99,13 +102,26 @@ FREE: Mapping[str, str] = {
     "model.rank": _SHAPE,
     "model.descriptor_dimension": _SHAPE,
     "model.prototypes": _SHAPE,
-    "model.encoder": "one choice",
+    "model.encoder": f"{_CLIPPED}; it never leaves",
+    "model.method": f"{_CLIPPED}; what leaves is in the message schema, and all of it is in the joint vector",
+    "model.transformer_layers": _SHAPE,
+    "model.transformer_heads": _SHAPE,
+    "model.lora_rank": _SHAPE,
+    "model.lora_tokens": _SHAPE,
     "training.learning_rate": f"steps along the noisy gradient: {_AFTER}",
     "training.max_items_per_user": "the unit is the user, whatever the number of items",
     "training.target_items": _CLIPPED,
     "training.catalogue_negatives": _CLIPPED,
     "training.own_history_weight": _CLIPPED,
     "training.temperature": _CLIPPED,
+    "training.adversarial_weight": _CLIPPED,
+    "training.inner_steps": _CLIPPED,
+    "training.inner_rate": _CLIPPED,
+    "training.first_order": _CLIPPED,
+    "training.knowledge_weight": _CLIPPED,
+    "training.knowledge_decay": _CLIPPED,
+    "training.rating_low": _CLIPPED,
+    "training.rating_span": _CLIPPED,
     "aggregation.strategy": _SERVER,
     "aggregation.server_learning_rate": _SERVER,
     "aggregation.server_momentum": _SERVER,

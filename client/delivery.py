@@ -15,7 +15,7 @@ from shared.config import RunConfig
 from shared.errors import StateError
 
 from .model.domain_head import FittingData, ServingHead, counts_by_group, fit
-from .model.objective import InterestModel
+from .model.methods import InterestModel
 from .passport_exchange import of_users
 from .preparation import TRAIN, PreparedDomain
 from .queries import CurrentRun, opened
@@ -59,7 +59,7 @@ def fit_and_keep(settings: ClientSettings, layer: dict[str, np.ndarray], *, roun
     heads = {source: domain.fit_head(source, domain.transferred(trained, source)) for source in sorted(prepared.links)}
     heads[OWN] = domain.fit_own_head(trained)
     arrays = {f"head/{name}/{part}": array for name, head in heads.items() for part, array in head.to_arrays().items()}
-    arrays |= {f"layer/{name}": array for name, array in trained.transfer.to_arrays().items()}
+    arrays |= {f"layer/{name}": array for name, array in trained.shared_arrays().items()}
     ServingFolder(settings.at_home("serving")).replace(
         ServingState(arrays=arrays, space_version=version, meta={"run_id": run.run_id(), "round": round})
     )
@@ -93,7 +93,7 @@ def delivered_model(settings: ClientSettings, config: RunConfig, layer: dict[str
         raise StateError("nothing was trained here in this run yet", do="Run at least one round before the final layer is delivered.")
     model = initial_model(config, settings.domain)
     load_model(model, state)
-    model.transfer.load_arrays(layer)
+    model.load_shared(layer)
     return model.eval()
 
 
@@ -192,7 +192,8 @@ class Domain:
             if leave_out_last:
                 items, mask = items[:, :-1], mask[:, :-1]
             history = torch.from_numpy(self.coordinates[items])
-            parts.append(model.encoder(history, torch.from_numpy(mask.astype(np.float32))).numpy())
+            positions = torch.from_numpy(items.astype(np.int64))
+            parts.append(model.encoder(history, torch.from_numpy(mask.astype(np.float32)), positions).numpy())
         return np.concatenate(parts)
 
     def _fitting_data(self, users: np.ndarray, vectors: np.ndarray, counts: np.ndarray) -> FittingData:

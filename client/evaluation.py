@@ -16,7 +16,7 @@ from shared.ranking import Ranking, ScoreRows, ranks_of
 from .data.pseudonyms import PseudonymTable
 from .delivery import OWN, Domain, delivered_model, serving_heads
 from .model.domain_head import ServingHead
-from .model.objective import InterestModel
+from .model.methods import InterestModel
 from .passport_exchange import interests
 from .preparation import COLD, VALIDATION
 from .queries import CurrentRun, opened

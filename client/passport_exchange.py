@@ -87,7 +87,7 @@ def interests(histories: Histories, rows: np.ndarray, coordinates: np.ndarray, c
     Returns:
         (n, d) float32.
     """
-    from .model.interest_encoder import recency_weighted_mean  # torch: commands that only open or count do without
+    from .model.encoders.recency import recency_weighted_mean
 
     parts = [np.zeros((0, coordinates.shape[1]), dtype=np.float32)]
     for start in range(0, len(rows), _ROWS_AT_A_TIME):

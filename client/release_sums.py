@@ -20,7 +20,7 @@ import numpy as np
 from .data.histories import Histories
 
 if TYPE_CHECKING:
-    from .model.interest_encoder import InterestEncoder
+    from .model.encoders import InterestEncoder
 
 _USERS_AT_A_TIME = 256
 _GRID = 2.0**19

@@ -85,8 +85,17 @@ class ModelConfig:
     rank: int = setting(8, "rank of the transfer layer", low=1, high=256)
     descriptor_dimension: int = setting(16, "length of a domain descriptor", low=1, high=1024)
     prototypes: int = setting(64, "interest prototypes", low=2, high=4096)
-    encoder: str = setting("attention", "interest encoder", choices=("attention",))
-    sharing: str = setting("shared-private", "what the server averages and what stays", choices=("shared-private", "shared"))
+    encoder: str = setting("attention", "interest encoder", choices=("attention", "transformer", "text-lora"))
+    method: str = setting("residual", "how interests move between domains", choices=("residual", "adversarial", "maml", "knowledge-mf"))
+    sharing: str = setting(
+        "shared-private",
+        "what the server averages and what stays",
+        choices=("shared-private", "shared", "private-writer", "private-bias"),
+    )
+    transformer_layers: int = setting(2, "layers of the encoder 'transformer'", low=1, high=12)
+    transformer_heads: int = setting(4, "attention heads of the encoder 'transformer'; divides model.dimension", low=1, high=64)
+    lora_rank: int = setting(4, "rank of the adaptors of the encoder 'text-lora'", low=1, high=256)
+    lora_tokens: int = setting(32, "tokens of an item's text that the encoder 'text-lora' reads", unit="tokens", low=4, high=512)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +110,14 @@ class TrainingConfig:
     own_history_weight: float = setting(0.2, "share of the own-history term in the loss of a user who brought passports", low=0.0, high=1.0)
     temperature: float = setting(4.0, "scale of scores at the start of training", low=0.01, high=100.0)
     history_decay: float = setting(0.9, "weight of an item relative to the next later one in the untrained encoder", low=0.01, high=1.0)
+    adversarial_weight: float = setting(0.1, "weight of the reversed gradient of the method 'adversarial'", low=0.0, high=10.0)
+    inner_steps: int = setting(1, "steps of adaptation of the method 'maml'", low=1, high=10)
+    inner_rate: float = setting(0.5, "step size of adaptation of the method 'maml'", low=1e-4, high=100.0)
+    first_order: bool = setting(False, "the method 'maml' without second derivatives")
+    knowledge_weight: float = setting(0.5, "alpha of the method 'knowledge-mf' at the start", low=0.0, high=100.0)
+    knowledge_decay: float = setting(0.05, "beta of the method 'knowledge-mf': ridge on a user's knowledge vector", low=0.0, high=100.0)
+    rating_low: float = setting(1.0, "lowest rating, for the method 'knowledge-mf'", low=-1e6, high=1e6)
+    rating_span: float = setting(4.0, "highest rating minus the lowest", low=1e-3, high=1e6)
     passport_min_items: int = setting(3, "shortest history that makes a passport", unit="items", low=1, high=1000)
 
 
@@ -150,6 +167,8 @@ class RunConfig:
             raise ConfigError(
                 "model.descriptor_dimension is larger than model.dimension", do="A descriptor is cut from a vector of the interest space."
             )
+        if self.model.encoder == "transformer" and self.model.dimension % self.model.transformer_heads:
+            raise ConfigError("model.transformer_heads does not divide model.dimension", do="Choose 1, 2, 4 or another divisor.")
         if not self.name or not all(c.isalnum() or c in "-_" for c in self.name):
             raise ConfigError("name may hold letters, digits, '-' and '_' only, because folders are named by it")
 

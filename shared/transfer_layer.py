@@ -11,8 +11,6 @@ then computes per-user gradients by its fastest and best-tested rule.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -23,12 +21,29 @@ READER, WRITER, DESCRIPTOR = "transfer.reader", "transfer.writer", "transfer.des
 
 
 def shared_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every array that leaves a client and is averaged; all are float32."""
-    return {
+    """Name -> shape of every array that leaves a client and is averaged; all are float32.
+
+    This is the declaration of each method and of each way of sharing: the message schema follows from it, and a model's parameter of that
+    name (with ``.weight`` behind it) is what travels.
+    """
+    layer: dict[str, tuple[int, ...]] = {
         READER: (model.rank, model.dimension),  # U^T
         WRITER: (model.dimension, model.rank),  # W
         DESCRIPTOR: (model.dimension, model.descriptor_dimension),  # B
     }
+    shared = {READER: layer[READER]} if model.sharing == "private-writer" else layer
+    return shared | _method_shapes(model)
+
+
+def _method_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """What a method averages beyond the layer itself."""
+    if model.method == "adversarial":
+        return {"discriminator": (1, model.dimension)}
+    if model.method == "maml":
+        return {"start.offset": (model.dimension, 1), "start.gate": (1, 1)}  # where every user's adaptation begins
+    if model.method == "knowledge-mf":
+        return {"knowledge": (1, 1)}  # log alpha
+    return {}
 
 
 def initial_arrays(model: ModelConfig, seed: int) -> dict[str, np.ndarray]:
@@ -51,14 +66,3 @@ class TransferLayer(nn.Module):
         """Args: interest (batch, ..., d); descriptor (batch, ..., d_c). Returns (batch, ..., d)."""
         moved = self.writer(torch.tanh(self.reader(interest)))  # (batch, ..., d)
         return interest + moved + self.descriptor(descriptor)  # (batch, ..., d)
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """Copies of the weights by their shared names, float32."""
-        weights = {READER: self.reader.weight, WRITER: self.writer.weight, DESCRIPTOR: self.descriptor.weight}
-        return {name: weight.detach().cpu().numpy().astype(np.float32, copy=True) for name, weight in weights.items()}
-
-    def load_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Takes over the weights. Shapes were checked at the border; a wrong one raises RuntimeError from torch."""
-        with torch.no_grad():
-            for name, weight in ((READER, self.reader.weight), (WRITER, self.writer.weight), (DESCRIPTOR, self.descriptor.weight)):
-                weight.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name])))

@@ -12,7 +12,7 @@ import functools
 import numpy as np
 import torch
 
-from client.model import objective
+from client.model.methods import InterestModel
 from client.model.objective import Batch
 from client.training import dp_sgd, local_round
 from shared.config import ModelConfig, RunConfig
@@ -22,13 +22,13 @@ from shared.privacy.conformance import GRADIENT_TOLERANCE, relative_error
 _USERS, _ITEMS, _SPREAD = 4, 3, 0.3
 
 
-def per_user_gradients(model: objective.InterestModel, batch: Batch) -> np.ndarray:
+def per_user_gradients(model: InterestModel, batch: Batch) -> np.ndarray:
     """(batch, p) gradients as training computes them; NaN where they are not one for each user."""
     wrapped = dp_sgd.PerUserGradients(model, loss_reduction="sum")
     wrapped.train()
     try:
         wrapped(batch).sum().backward()
-        samples = [_sample(p).flatten(1).numpy() for p in model.parameters()]
+        samples = [_sample(p).flatten(1).numpy() for p in model.parameters() if p.requires_grad]
         if any(len(sample) != batch.users for sample in samples):
             return np.full((batch.users, sum(sample.shape[1] for sample in samples)), np.nan)
         return np.concatenate(samples, axis=1)
@@ -42,17 +42,17 @@ def _sample(parameter: torch.nn.Parameter) -> torch.Tensor:
     return sample
 
 
-def gradient_error(model: objective.InterestModel, batch: Batch) -> float:
+def gradient_error(model: InterestModel, batch: Batch) -> float:
     """Largest relative error of a user's gradient against plain autograd on that user alone."""
     errors = []
     for position, mine in enumerate(per_user_gradients(model, batch)):
         loss = model(batch.part(position, position + 1)).sum()
-        truth = np.concatenate([g.flatten().numpy() for g in torch.autograd.grad(loss, list(model.parameters()))])
+        truth = np.concatenate([g.flatten().numpy() for g in torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])])
         errors.append(relative_error(mine, truth))
     return _worst(errors)
 
 
-def coupling(model: objective.InterestModel, alone: Batch, together: Batch) -> float:
+def coupling(model: InterestModel, alone: Batch, together: Batch) -> float:
     """Largest relative change of the gradients of the first users of ``together`` against those of the batch ``alone``."""
     pairs = zip(per_user_gradients(model, alone), per_user_gradients(model, together), strict=False)
     return _worst([relative_error(b, a) for a, b in pairs])
@@ -62,12 +62,12 @@ def _worst(errors: list[float]) -> float:
     return float(np.max(np.nan_to_num(errors, nan=np.inf)))
 
 
-def moved_model(config: RunConfig, domain: str, seed: int = 2) -> objective.InterestModel:
+def moved_model(config: RunConfig, domain: str, seed: int = 2) -> InterestModel:
     """The model of a domain, away from its initial zeros, where half of the gradients vanish."""
     model = local_round.initial_model(config, domain)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
             parameter.add_(_SPREAD * torch.randn(parameter.shape, generator=generator))
     return model
 

@@ -161,7 +161,7 @@ def _parameters(bench: Bench) -> list[Check]:
     config = bench.coupled
     partner = bench.partner("t5-parameters", config, bench.people(24))
     model = local_round.initial_model(config, "arts")
-    model.transfer.load_arrays(partner.layer)
+    model.load_shared(partner.layer)
     start = {name: parameter.detach().numpy().astype(np.float64) for name, parameter in model.named_parameters()}
     sums = partner.sums(1)
     update = partner.update(1)  # answered from the state

@@ -38,7 +38,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from client.model.objective import Batch, InterestModel
+from client.model.methods import make_model
+from client.model.objective import Batch
 from client.training import dp_sgd, local_round
 from shared.config import ModelConfig, RunConfig
 from shared.errors import AuditError
@@ -261,7 +262,7 @@ class Canaries:
         self.inside = (np.frombuffer(os.urandom(CANARIES), dtype=np.uint8) & 1).astype(bool)
         self.kinds = np.concatenate([np.full(_OTHERS, -1), np.flatnonzero(self.inside)])
         self.clip_norm = config.privacy.clip_norm
-        sizes = {name: parameter.numel() for name, parameter in InterestModel(config, seed=0).named_parameters()}
+        sizes = {name: parameter.numel() for name, parameter in make_model(config, seed=0).named_parameters()}
         self.tensors = [name for name, size in sizes.items() if size >= CANARIES]
         self.known: list[np.ndarray] = []
         self._starts = [

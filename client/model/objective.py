@@ -18,11 +18,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shared.config import RunConfig
-from shared.transfer_layer import TransferLayer
-
-from .interest_encoder import make_encoder
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -38,6 +33,9 @@ class Batch:
     hits: Tensor  # (batch, M) how many of the negatives are that very target
     negative_weight: float  # catalogue items that one negative stands for
     descriptor: Tensor  # (d_c,)
+    history_items: Tensor | None = None  # (batch, L) int64 positions in the catalogue; None where no encoder asks for them
+    target_ratings: Tensor | None = None  # (batch, M) as given; None where nobody rates
+    prototypes: Tensor | None = None  # (K, d) of the interest space; None where no method asks for them
 
     @property
     def users(self) -> int:
@@ -57,6 +55,9 @@ class Batch:
             negatives=self.negatives,
             negative_weight=self.negative_weight,
             descriptor=self.descriptor,
+            history_items=None if self.history_items is None else self.history_items[rows],
+            target_ratings=None if self.target_ratings is None else self.target_ratings[rows],
+            prototypes=self.prototypes,
         )
 
 
@@ -75,6 +76,18 @@ class PrivateResidual(nn.Module):
         return self.writer(torch.tanh(self.reader(interest))) + self.offset(interest.new_ones(*interest.shape[:-1], 1))
 
 
+class PrivateBias(nn.Module):
+    """:math:`b_{loc}` alone: the least that a target can keep to itself; zero at the start."""
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.offset = nn.Linear(1, dimension, bias=False)
+        nn.init.zeros_(self.offset.weight)
+
+    def forward(self, interest: Tensor) -> Tensor:
+        return self.offset(interest.new_ones(*interest.shape[:-1], 1))
+
+
 class TrainingHead(nn.Module):
     """The domain head of training: one learned scale of scores. It never sees a popularity."""
 
@@ -85,40 +98,6 @@ class TrainingHead(nn.Module):
 
     def forward(self, interest: Tensor) -> Tensor:
         return interest * self.log_scale(interest.new_ones(*interest.shape[:-1], 1)).exp()
-
-
-class InterestModel(nn.Module):
-    """Every parameter that the training loss reads: their joint vector is what is clipped and noised."""
-
-    def __init__(self, config: RunConfig, *, seed: int) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        model = config.model
-        self.own_history_weight = config.training.own_history_weight
-        self.encoder = make_encoder(config, generator)
-        self.transfer = TransferLayer(model)
-        self.residual = PrivateResidual(model.dimension, model.rank) if model.sharing == "shared-private" else None
-        self.head = TrainingHead(config.training.temperature)
-        if self.residual is not None:
-            nn.init.normal_(self.residual.reader.weight, std=1 / math.sqrt(model.rank), generator=generator)
-
-    def transferred(self, passports: Tensor, descriptor: Tensor) -> Tensor:
-        """Interest for this domain from interests elsewhere. Args: passports (batch, P, d), descriptor (d_c,). Returns (batch, P, d)."""
-        moved = self.transfer(passports, descriptor.expand(*passports.shape[:-1], -1))
-        return moved if self.residual is None else moved + self.residual(passports)
-
-    def forward(self, batch: Batch) -> Tensor:
-        """The loss of each user, (batch,)."""
-        own = self.encoder(batch.history, batch.history_mask)  # (batch, d)
-        elsewhere = self.transferred(batch.passports, batch.descriptor)  # (batch, P, d)
-        interests = self.head(torch.cat([own[:, None], elsewhere], dim=1))  # (batch, 1 + P, d)
-        loss = cross_entropy(interests, batch)  # (batch, 1 + P)
-        has_own = batch.history_mask.amax(dim=1)  # (batch,)
-        has_passport = batch.passport_mask.amax(dim=1)  # (batch,)
-        own_weight = has_own * torch.where(has_passport > 0, self.own_history_weight, 1.0)
-        passport_weight = has_passport * torch.where(has_own > 0, 1.0 - self.own_history_weight, 1.0)
-        brought = (loss[:, 1:] * batch.passport_mask).sum(dim=1) / batch.passport_mask.sum(dim=1).clamp(min=1.0)
-        return own_weight * loss[:, 0] + passport_weight * brought
 
 
 def cross_entropy(interests: Tensor, batch: Batch) -> Tensor:

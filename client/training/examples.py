@@ -83,6 +83,7 @@ class Examples:
             hits=torch.from_numpy(hits.astype(np.float32)),
             negative_weight=len(self._coordinates) / len(negatives),
             descriptor=self._descriptor,
+            history_items=torch.from_numpy(history),
         )
 
     def _rows(self, items: np.ndarray) -> torch.Tensor:

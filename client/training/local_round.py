@@ -25,7 +25,7 @@ import torch
 
 from client.data.histories import Histories
 from client.ledger_lookup import check_last_receipt, find_round
-from client.model.objective import InterestModel
+from client.model.methods import InterestModel, make_model
 from client.state import RoundKey, State, StateFolder
 from shared.config import RunConfig
 from shared.errors import StateError
@@ -66,7 +66,7 @@ class TrainingData:
 def initial_model(config: RunConfig, domain: str) -> InterestModel:
     """The public starting point of a domain: named by the seed and the domain, untouched by data."""
     digest = hashlib.sha256(f"{config.seed}/{domain}/model".encode()).digest()
-    return InterestModel(config, seed=int.from_bytes(digest[:6], "little"))
+    return make_model(config, seed=int.from_bytes(digest[:6], "little"))
 
 
 def round_mechanism(config: RunConfig) -> Mechanism:
@@ -95,7 +95,7 @@ def round_mechanism(config: RunConfig) -> Mechanism:
 
 @functools.lru_cache(maxsize=8)
 def _dimension(config: RunConfig) -> int:
-    return joint_dimension(InterestModel(config, seed=0))
+    return joint_dimension(make_model(config, seed=0))
 
 
 def run(
@@ -189,10 +189,10 @@ def _train(
         )
     torch.set_num_threads(config.compute.torch_threads)
     model = initial_model(config, data.domain)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.training.learning_rate)
+    optimizer = torch.optim.Adam([p for _, p in _trained(model)], lr=config.training.learning_rate)
     if previous is not None:
         _restore(model, optimizer, previous)
-    model.transfer.load_arrays(instruction.arrays)
+    model.load_shared(instruction.arrays)
     named = (config.seed, data.domain, instruction.round)
     train(
         model,
@@ -236,7 +236,7 @@ def _arrays(model: InterestModel, optimizer: torch.optim.Adam) -> dict[str, np.n
     """Parameters and the optimiser's moments, by name. All of it is DP-trained or public."""
     arrays: dict[str, np.ndarray] = {}
     steps = 0
-    for name, parameter in model.named_parameters():
+    for name, parameter in _trained(model):
         arrays[_MODEL + name] = parameter.detach().numpy().copy()
         moments = optimizer.state[parameter]
         arrays[_FIRST + name] = moments["exp_avg"].numpy().copy()
@@ -248,12 +248,17 @@ def _arrays(model: InterestModel, optimizer: torch.optim.Adam) -> dict[str, np.n
 
 def _restore(model: InterestModel, optimizer: torch.optim.Adam, state: State) -> None:
     load_model(model, state)
-    for name, parameter in model.named_parameters():
+    for name, parameter in _trained(model):
         optimizer.state[parameter] = {
             "step": torch.tensor(float(state.arrays[_STEPS][0])),
             "exp_avg": torch.from_numpy(state.arrays[_FIRST + name].copy()),
             "exp_avg_sq": torch.from_numpy(state.arrays[_SECOND + name].copy()),
         }
+
+
+def _trained(model: InterestModel) -> list[tuple[str, torch.nn.Parameter]]:
+    """What training moves; the rest of a model, such as a frozen language model, is public and comes from its own files."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def load_model(model: InterestModel, state: State) -> None:
@@ -263,7 +268,7 @@ def load_model(model: InterestModel, state: State) -> None:
         StateError: when the state holds another model.
     """
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in _trained(model):
             stored = state.arrays.get(_MODEL + name)
             if stored is None or stored.shape != tuple(parameter.shape):
                 raise StateError(
@@ -276,4 +281,4 @@ def _shared_arrays(config: RunConfig, domain: str, state: State) -> dict[str, np
     """What the state says was sent."""
     model = initial_model(config, domain)
     load_model(model, state)
-    return model.transfer.to_arrays()
+    return model.shared_arrays()

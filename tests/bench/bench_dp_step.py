@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from client.data.histories import Histories
-from client.model.objective import Batch, InterestModel
+from client.model.methods import InterestModel
+from client.model.objective import Batch
 from client.training.dp_sgd import PerUserGradients, PublicOptimizer, joint_dimension, step
 from client.training.examples import Examples, Passports
 from client.training.noise import SystemNoise

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from client import release_sums
 from client.data.histories import Histories
 from client.model.domain_head import counts_by_group, popularity_head
-from client.model.interest_encoder import AttentionEncoder
+from client.model.encoders.attention import AttentionEncoder
 
 ITEMS, MOST, DIMENSION, LENGTH, CUT = 40, 3, 6, 5, 10
 Sums = Callable[[Histories], np.ndarray]

@@ -14,7 +14,7 @@ MODEL = ModelConfig(dimension=6, rank=2, descriptor_dimension=3)
 
 def layer_of(arrays: dict[str, np.ndarray]) -> TransferLayer:
     layer = TransferLayer(MODEL)
-    layer.load_arrays(arrays)
+    layer.load_state_dict({f"{name.removeprefix('transfer.')}.weight": torch.from_numpy(array) for name, array in arrays.items()})
     return layer
 
 
@@ -36,27 +36,22 @@ def test_the_layer_is_the_formula() -> None:
     np.testing.assert_allclose(found.detach(), by_hand, rtol=1e-5)
 
 
-def test_what_it_shares_is_every_weight_that_it_has() -> None:
-    layer = layer_of(random_arrays())
-    assert {name: array.shape for name, array in layer.to_arrays().items()} == shared_shapes(MODEL)
-    assert sum(array.size for array in layer.to_arrays().values()) == sum(p.numel() for p in layer.parameters())
-
-
-def test_arrays_go_in_and_out_bit_for_bit_and_out_are_copies() -> None:
-    arrays = random_arrays()
-    layer = layer_of(arrays)
-    out = layer.to_arrays()
-    assert all(out[name].tobytes() == arrays[name].tobytes() for name in arrays)
-    out[READER][:] = 0.0
-    assert layer.to_arrays()[READER].any()
-
-
-def test_an_array_of_another_shape_or_a_missing_one_is_refused() -> None:
-    wrong = {**random_arrays(), WRITER: np.zeros((5, 2), np.float32)}
-    with pytest.raises(RuntimeError):
-        layer_of(wrong)
-    with pytest.raises(KeyError):
-        layer_of({name: array for name, array in random_arrays().items() if name != DESCRIPTOR})
+@pytest.mark.parametrize(
+    ("sharing", "method", "names"),
+    [
+        ("shared", "residual", {READER, WRITER, DESCRIPTOR}),
+        ("shared-private", "residual", {READER, WRITER, DESCRIPTOR}),
+        ("private-bias", "residual", {READER, WRITER, DESCRIPTOR}),
+        ("private-writer", "residual", {READER}),
+        ("shared", "adversarial", {READER, WRITER, DESCRIPTOR, "discriminator"}),
+        ("private-writer", "maml", {READER, "start.offset", "start.gate"}),
+        ("shared", "knowledge-mf", {READER, WRITER, DESCRIPTOR, "knowledge"}),
+    ],
+)
+def test_method_and_sharing_declare_what_leaves(sharing: str, method: str, names: set[str]) -> None:
+    model = ModelConfig(dimension=6, rank=2, descriptor_dimension=3, sharing=sharing, method=method)
+    assert set(shared_shapes(model)) == names
+    assert {name: array.shape for name, array in initial_arrays(model, 0).items()} == shared_shapes(model)
 
 
 def test_the_seed_names_the_reader() -> None:

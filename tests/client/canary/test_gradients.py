@@ -12,7 +12,7 @@ import torch
 from client import rounds
 from client.canary import gradients
 from client.canary.interference import home_config, home_of, run_of
-from client.model import objective
+from client.model.methods import residual
 from shared.config import ModelConfig, RunConfig
 from shared.errors import StateError
 from shared.privacy.ledger import read_events
@@ -31,7 +31,7 @@ def _in_a_new_process() -> Iterator[None]:
 def misread(monkeypatch: pytest.MonkeyPatch) -> None:
     """An encoder whose per-user gradients are silently wrong."""
     monkeypatch.setattr(
-        objective, "make_encoder", lambda config, _: bugs.PositionTableWithoutBatch(config.model.dimension, config.training.history_decay)
+        residual, "make_encoder", lambda config, _: bugs.PositionTableWithoutBatch(config.model.dimension, config.training.history_decay)
     )
 
 
@@ -60,7 +60,7 @@ def test_such_an_installation_computes_no_round_and_pays_for_none(tmp_path: Path
     config = home_config(config_of())
     settings = home_of(tmp_path / "shop", config)
     monkeypatch.setattr(
-        objective, "make_encoder", lambda config, _: bugs.PositionTableWithoutBatch(config.model.dimension, config.training.history_decay)
+        residual, "make_encoder", lambda config, _: bugs.PositionTableWithoutBatch(config.model.dimension, config.training.history_decay)
     )
     opened: list[str] = []
     monkeypatch.setattr(rounds, "training_data", lambda settings: opened.append(settings.domain))

@@ -13,7 +13,7 @@ import torch
 
 from client.canary import one_run
 from client.canary.one_run import OneRunResult, audit, audit_config
-from client.model.objective import InterestModel
+from client.model.methods import InterestModel
 from client.training import dp_sgd, local_round
 from shared.config import ComputeConfig, ModelConfig, PrivacyConfig, RunConfig, TrainingConfig
 from shared.errors import AuditError, ConfigError

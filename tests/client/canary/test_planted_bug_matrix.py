@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from client.canary import conformance, one_run, synthetic
-from client.model import objective
+from client.model.methods import residual
 from client.training import dp_sgd, local_round
 from shared.config import RunConfig
 from shared.errors import LedgerError, RolledBack, WrongKey
@@ -79,7 +79,7 @@ def _misread_layer(patch: Patch) -> None:
     def encoder(config: RunConfig, _: object) -> bugs.PositionTableWithoutBatch:
         return bugs.PositionTableWithoutBatch(config.model.dimension, config.training.history_decay)
 
-    patch.setattr(objective, "make_encoder", encoder)
+    patch.setattr(residual, "make_encoder", encoder)
 
 
 EMPTY, TWICE, ONE_USER, MESSAGE = "noise on an empty batch", "noise used twice", "one user more or less", "the rest of the message"
@@ -115,11 +115,11 @@ ROWS = (
     ("batches of friends", put(local_round, "PoissonSampler", bugs.RightSizesWrongUsers), BATCHES, "T4 who is in a batch"),
     ("the serving head as a starting point", _serving_head, ELSE_READ, "T5 serving folder"),
     ("a new run on the last run's state", around(local_round, "_train", bugs.goes_on_from_the_last_run), ELSE_READ, "T5 new run"),
-    ("encoder trained without DP", put(local_round, "InterestModel", bugs.EncoderTrainedWithoutPrivacy), ELSE_READ, "T5 parameters"),
+    ("encoder trained without DP", put(local_round, "make_model", bugs.EncoderTrainedWithoutPrivacy), ELSE_READ, "T5 parameters"),
     ("something of the data kept in the state", around(local_round, "_arrays", bugs.keeps_what_it_saw), ELSE_READ, "T5 state"),
     ("other arrays sent than trained", around(local_round, "_shared_arrays", bugs.sends_something_else), ELSE_READ, "T5 reply"),
     ("a layer whose gradients are misread", _misread_layer, GRADIENTS, "T6 per-user gradients"),
-    ("in-batch negatives", put(local_round, "InterestModel", bugs.InBatchNegatives), GRADIENTS, "T6 one user's gradient"),
+    ("in-batch negatives", put(local_round, "make_model", bugs.InBatchNegatives), GRADIENTS, "T6 one user's gradient"),
     ("a debit after training instead of before", put(local_round, "Ledger", bugs.DebitAfterTraining), BOOKED, "T7 debit first"),
     ("a per-user event in the ledger", around(local_round, "run", bugs.per_user_events), BOOKED, "T7 events"),
 )

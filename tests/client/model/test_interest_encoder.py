@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from client.model.interest_encoder import AttentionEncoder, make_encoder, recency_weighted_mean
+from client.model.encoders import make_encoder
+from client.model.encoders.attention import AttentionEncoder
+from client.model.encoders.recency import recency_weighted_mean
 from shared.config import ModelConfig, RunConfig, TrainingConfig
 
 CONFIG = RunConfig(model=ModelConfig(dimension=6, rank=2, descriptor_dimension=2), training=TrainingConfig(history_decay=0.5))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from client.model.objective import Batch, InterestModel, cross_entropy
+from client.model.methods import InterestModel
+from client.model.objective import Batch, cross_entropy
 from shared.config import ModelConfig, RunConfig, TrainingConfig
 from shared.transfer_layer import shared_shapes
 
@@ -39,9 +40,7 @@ def batch_of(users: int = 2, passports: int = 1, seed: int = 0) -> Batch:
 def losses(batch: Batch) -> list[float]:
     model = InterestModel(CONFIG, seed=0)
     generator = np.random.default_rng(0)
-    model.transfer.load_arrays(
-        {name: generator.normal(size=shape).astype(np.float32) for name, shape in shared_shapes(CONFIG.model).items()}
-    )
+    model.load_shared({name: generator.normal(size=shape).astype(np.float32) for name, shape in shared_shapes(CONFIG.model).items()})
     values: list[float] = model(batch).tolist()
     return values
 

@@ -13,8 +13,9 @@ import torch
 from flwr.app import MetricRecord, RecordDict
 
 from client.data.histories import Histories
-from client.model.interest_encoder import AttentionEncoder
-from client.model.objective import Batch, InterestModel
+from client.model.encoders.attention import AttentionEncoder
+from client.model.methods import InterestModel
+from client.model.objective import Batch
 from client.serving_state import ServingFolder
 from client.state import RoundKey, State
 from client.training import dp_sgd, noise
@@ -195,7 +196,8 @@ class OneStreamForAllUsers(Examples):
 class PositionTableWithoutBatch(AttentionEncoder):
     """The recency bias reads (L, 2) instead of (batch, L, 2): autograd is right, per-user gradients are not."""
 
-    def forward(self, history: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, history: torch.Tensor, mask: torch.Tensor, items: torch.Tensor | None = None) -> torch.Tensor:
+        del items
         age = torch.arange(history.shape[1] - 1, -1, -1, dtype=history.dtype)
         features = torch.stack([age, torch.log1p(age)], dim=-1) * 0.1
         score = age * self.log_decay + self.recency(features)[..., 0] + self.content(history)[..., 0]

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from client.canary import gradients
-from client.model.objective import Batch, InterestModel
+from client.model.methods import InterestModel
+from client.model.objective import Batch
 from shared.privacy import conformance as checks
 from tests.client.training import planted_bugs as bugs
 from tests.client.training.tiny_partner import MODEL, People, config_of, examples_of, people

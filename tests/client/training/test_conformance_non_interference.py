@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from client.model import domain_head
-from client.model.objective import InterestModel
+from client.model.methods import InterestModel
 from client.serving_state import ServingFolder, ServingState
 from client.state import State, StateFolder
 from client.training import local_round
@@ -134,7 +134,7 @@ def test_every_parameter_of_the_state_follows_from_the_noisy_sums_alone(tmp_path
     """Adam, done by hand from the releases, gives the very parameters: no other update touched them."""
     partner = Partner(home=tmp_path / "arts", config=COUPLED, data=people(24).data("arts"))
     model = local_round.initial_model(COUPLED, "arts")
-    model.transfer.load_arrays(partner.layer)
+    model.load_shared(partner.layer)
     before = np.concatenate([p.detach().numpy().ravel() for _, p in sorted(model.named_parameters())]).astype(np.float64)
     gradient = partner.joint_release(1) / COUPLED.privacy.expected_batch_users
     state = partner.state

@@ -78,8 +78,8 @@ def test_every_other_byte_of_the_reply_is_the_same_whoever_is_in_the_data(tmp_pa
     [
         (dp_sgd, "PublicOptimizer", bugs.NoClip),
         (dp_sgd, "PublicOptimizer", bugs.ClipPerTensor),
-        (local_round, "InterestModel", bugs.EncoderTrainedWithoutPrivacy),
-        (local_round, "InterestModel", bugs.InBatchNegatives),
+        (local_round, "make_model", bugs.EncoderTrainedWithoutPrivacy),
+        (local_round, "make_model", bugs.InBatchNegatives),
         (local_round, "Examples", bugs.PopularNegatives),
         (local_round, "Examples", bugs.OneStreamForAllUsers),
     ],
