@@ -1,0 +1,8 @@
+"""Search for the best items: the largest inner products with a fixed matrix of item vectors."""
+
+from __future__ import annotations
+
+from .exact import ExactTopK
+from .lists import NONE, Excluded, ExtraScores, TopItems, TopK
+
+__all__ = ["NONE", "ExactTopK", "Excluded", "ExtraScores", "TopItems", "TopK"]
