@@ -21,7 +21,7 @@ from .preparation import TRAIN, PreparedDomain
 from .queries import CurrentRun, opened
 from .serving_state import ServingFolder, ServingState
 from .settings import ClientSettings
-from .state import StateFolder
+from .state import State, StateFolder
 from .training.local_round import initial_model, load_model
 from .training.noise import keyed_generator
 
@@ -60,9 +60,10 @@ def fit_and_keep(settings: ClientSettings, layer: dict[str, np.ndarray], *, roun
     heads[OWN] = domain.fit_own_head(trained)
     arrays = {f"head/{name}/{part}": array for name, head in heads.items() for part, array in head.to_arrays().items()}
     arrays |= {f"layer/{name}": array for name, array in trained.shared_arrays().items()}
-    ServingFolder(settings.at_home("serving")).replace(
-        ServingState(arrays=arrays, space_version=version, meta={"run_id": run.run_id(), "round": round})
-    )
+    # the model too: a later run trains another one in the state folder, and people want recommendations meanwhile
+    arrays |= {f"model/{name}": array.detach().numpy().copy() for name, array in trained.named_parameters() if array.requires_grad}
+    meta: dict[str, str | int] = {"run_id": run.run_id(), "round": round, "config": config.to_toml(), "catalogue": prepared.catalogue_hash}
+    ServingFolder(settings.at_home("serving")).replace(ServingState(arrays=arrays, space_version=version, meta=meta))
 
 
 def refit(settings: ClientSettings) -> bool:
@@ -95,6 +96,21 @@ def delivered_model(settings: ClientSettings, config: RunConfig, layer: dict[str
     load_model(model, state)
     model.load_shared(layer)
     return model.eval()
+
+
+def served_model(settings: ClientSettings, serving: ServingState) -> tuple[RunConfig, InterestModel]:
+    """The model that a serving state was fitted with, and its run's configuration, also while a later run trains another one.
+
+    Raises:
+        StateError: the serving state is of an earlier version, which kept no model.
+    """
+    if "config" not in serving.meta:
+        raise StateError("the serving state holds no model", do="Let the run in hand deliver once more, or the next one.")
+    config = RunConfig.from_toml(str(serving.meta["config"]))
+    model = initial_model(config, settings.domain)
+    load_model(model, State(arrays=serving.arrays, key=None, reply=None, space_version=serving.space_version))
+    model.load_shared({name.removeprefix("layer/"): array for name, array in serving.arrays.items() if name.startswith("layer/")})
+    return config, model.eval()
 
 
 def serving_heads(state: ServingState) -> dict[str, ServingHead]:
