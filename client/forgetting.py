@@ -9,6 +9,7 @@ outbox     sealed files that hold their passport
 inbox      sealed files that hold their passport; what else such a file holds is taken in first
 register   passports that went out and came in
 table      their rows of the way back from pseudonyms to user ids
+live       what a service observed of them since the data were prepared
 prepared   every prepared version of the files but one without them
 serving    heads are fitted again without them, or deleted where that cannot be done now
 
@@ -38,6 +39,7 @@ from .data.histories import Histories
 from .data.pseudonyms import PseudonymTable, load_or_create_key, locate
 from .durable_files import storage_errors
 from .erasure_notice import Notice, file_name, notices_in, read_notice, write_notice
+from .live_profiles import LiveProfiles
 from .partner_data import partner_data
 from .passport_exchange import file_name as passport_file
 from .passport_exchange import own_keys, partners, sent_mark, take_in
@@ -160,6 +162,9 @@ def finish(settings: ClientSettings, *, users: int = 0, new: int = 0, on_step: O
             register.drop_erased()
             on_step("table")
             _clear_table(settings, register)
+            on_step("live")
+            with contextlib.closing(LiveProfiles.of(settings)) as live:
+                live.forget(register.marks().users)
             config = CurrentRun(settings).config_or_none()
             on_step("prepared")
             with storage_errors("the prepared versions"):
@@ -204,9 +209,11 @@ def _refuse_unknown(
 
 
 def _pseudonyms(settings: ClientSettings) -> list[np.ndarray]:
-    """Sorted pseudonyms of everybody that the table or a prepared version knows."""
+    """Sorted pseudonyms of everybody that the table, a prepared version or what was observed since knows."""
     table = settings.at_home("keys") / "external_ids.parquet"
     found = [PseudonymTable.open(table).pseudonyms] if table.is_file() else []
+    with contextlib.closing(LiveProfiles.of(settings)) as live:
+        found.append(live.pseudonyms())
     for folder in _versions(settings):
         with contextlib.suppress(DataError):  # half deleted: an earlier call was interrupted
             found.append(Histories.open(folder / "everyone").pseudonyms)
@@ -218,8 +225,9 @@ def _versions(settings: ClientSettings) -> list[Path]:
 
 
 def _links_of(settings: ClientSettings, marks: np.ndarray) -> list[str]:
-    """Link ids of some users with any partner, by the partner's file and by what was prepared from earlier ones."""
-    found: set[str] = set()
+    """Link ids of some users with any partner: by the partner's file, by what was prepared from earlier ones, by what was told since."""
+    with contextlib.closing(LiveProfiles.of(settings)) as live:
+        found = {link_id for links in live.links_of_pseudonyms(marks) for link_id in links.values()}
     with partner_data(settings) as data:
         links = data.links_if_there(load_or_create_key(settings.at_home("keys") / "pseudonyms.key"))
     for people in links.by_partner.values() if links is not None else ():

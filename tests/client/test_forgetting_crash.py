@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from client.forgetting import finish, forget
+from client.live_profiles import LIKED, LiveProfiles
 from client.passport_exchange import partners
 from client.preparation import prepare
 from client.register import Register, marks_of
@@ -17,12 +20,17 @@ from tests.client.kill_anywhere import killed
 from tests.client.partner_world import CONFIG, LINKED, World, link_id, people
 from tests.client.test_forgetting import pseudonym_of, traces, utf32
 
-GONE = "p003"
-STEPS = ["mark", "notices", "outbox", "inbox", "register", "table", "prepared", "serving", "finished"]
+GONE, OTHER = "p003", "p004"
+STEPS = ["mark", "notices", "outbox", "inbox", "register", "table", "live", "prepared", "serving", "finished"]
 
 
 def killed_erasures(finished: World, tmp_path: Path, *, every: int) -> tuple[list[str], dict[int, World]]:
-    moments, copies = killed("forgetting", finished.root, tmp_path, every=every)
+    world = World(root=tmp_path / "observed", space_version=finished.space_version)
+    shutil.copytree(finished.root, world.root)
+    with contextlib.closing(LiveProfiles.of(world["books"])) as live:
+        for user in (GONE, OTHER):
+            live.observe(user, f"taken-by-{user}", LIKED)
+    moments, copies = killed("forgetting", world.root, tmp_path, every=every)
     return moments, {at: World(root=path, space_version=finished.space_version) for at, path in copies.items()}
 
 
@@ -36,6 +44,8 @@ def check(world: World, whole: World, *, marked: bool, call: str) -> None:
         finish(settings)
     else:
         forget(settings, [GONE])
+    with contextlib.closing(LiveProfiles.of(settings)) as live:
+        assert live.of_user(OTHER).items == (f"taken-by-{OTHER}",)
     needles = [GONE.encode(), link_id(GONE).encode(), utf32(link_id(GONE))]
     assert traces(settings, *needles) == []
     assert traces(settings, pseudonym_of(settings, GONE)) == ["home/register.sqlite"]
