@@ -30,23 +30,37 @@ _ROWS = 32
 """Users whose gradients are in 64 bit at a time: few enough for the processor's cache."""
 
 
-class PerUserGradients(GradSampleModule):
-    """Opacus' rule for linear layers without its full backward hooks and buffers, which cost a third of a step.
+_RULES = (nn.Linear, nn.LayerNorm, nn.Embedding)
+"""Layers of one call in a pass, whose rule needs their input and the gradient of their output and nothing else."""
 
-    They are only needed for other kinds of layers; a model that has one is left to Opacus altogether.
+
+class PerUserGradients(GradSampleModule):
+    """Opacus' rules for the layers of `_RULES` without its full backward hooks and buffers, which cost a third of a step.
+
+    They are only needed for other kinds of layers; a model that has one is left to Opacus altogether. A batch of nobody asks no layer at
+    all, because layers of libraries refuse one: its gradients are none for each parameter, and the step goes on like any other.
     """
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss of each user, (batch,)."""
+        if batch.users > 0 or not self.hooks_enabled:
+            return super().forward(batch)
+        for parameter in self._module.parameters():
+            if parameter.requires_grad:
+                parameter.grad_sample = parameter.new_zeros(0, *parameter.shape)
+        return torch.zeros(0, requires_grad=True)
 
     def add_hooks(self, *, loss_reduction: str = "mean", batch_first: bool = True, force_functorch: bool = False) -> None:
         """Called by Opacus once, for the whole model."""
         layers = list(self.iterate_submodules(self._module))
-        if loss_reduction != "sum" or not batch_first or force_functorch or any(type(layer) is not nn.Linear for layer in layers):
+        if loss_reduction != "sum" or not batch_first or force_functorch or any(type(layer) not in _RULES for layer in layers):
             super().add_hooks(loss_reduction=loss_reduction, batch_first=batch_first, force_functorch=force_functorch)
             return
         self._module.autograd_grad_sample_hooks = [layer.register_forward_hook(self._wait_for_gradient) for layer in layers]
         self.autograd_grad_sample_hooks = self._module.autograd_grad_sample_hooks
         self.enable_hooks()
 
-    def _wait_for_gradient(self, layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def _wait_for_gradient(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """As soon as the gradient of a layer's output (batch, ..., out) is known, leaves (batch, ...) gradients in ``grad_sample``."""
         if not (self.hooks_enabled and layer.training and output.requires_grad):
             return
@@ -55,7 +69,7 @@ class PerUserGradients(GradSampleModule):
         def take(backprops: Tensor) -> None:
             if not self.hooks_enabled:
                 return
-            for parameter, sample in self.GRAD_SAMPLERS[nn.Linear](layer, activations, backprops.detach()).items():
+            for parameter, sample in self.GRAD_SAMPLERS[type(layer)](layer, activations, backprops.detach()).items():
                 if parameter.grad_sample is not None:
                     raise RuntimeError("a layer was used twice, or the gradients of the last pass were not cleared")
                 parameter.grad_sample = sample
