@@ -4,23 +4,13 @@ A passport says where in the interest space the source sees a linked user. It go
 coordinator: sealed to the target's key, each record signed by the source, and padded to a public number of records, so that the size of a
 file says little about how many users are linked.
 
-A file, after the seal is broken::
-
-    16 bytes   "isthmus-passport"
-     2 bytes   version of this layout
-     2 bytes   length of the statement
-  1004 bytes   the statement as JSON, padded with zeros
-     rest      2^k records of 64 bytes link id, 4 d bytes vector, 64 bytes signature; those after the last passport are zeros
-
-A signature (Ed25519) covers the statement without its count, the link id and the vector, so a record is bound to its source, its one
-target, the space, the encoder, its issue and its expiry.
+What a file looks like is in `client.passport_file`. A passport is exact (the interest itself: disclosure by consent) or private (one
+release of its direction with local differential privacy, `client.private_passports`); both are checked alike.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,63 +21,30 @@ from nacl.exceptions import CryptoError
 from shared.errors import PassportError
 
 from .durable_files import write_file
-from .keys import Keys, PublicKeys, check_partner_name, seal, verify_key
+from .keys import Keys, PublicKeys, seal, verify_key
+from .passport_file import (
+    ASK_AGAIN,
+    LINK_BYTES,
+    MOST_RECORDS,
+    SIGNATURE_BYTES,
+    PrivateStatement,
+    Statement,
+    body,
+    decode_links,
+    encode_links,
+    head,
+    json_bytes,
+    links_in,
+    parse_head,
+    record,
+    terms_in,
+)
+from .privunit import LEAST_DIMENSION, PrivUnit
+from .public_projection import PrivateTerms
 
-_MAGIC = b"isthmus-passport"
-_LAYOUT = 1
-_HEAD_BYTES = 1024
-_LINK_BYTES = 64
-_SIGNATURE_BYTES = 64
-_SIGNED_PREFIX = b"isthmus passport 1\0"
-_MOST_RECORDS = 2**24
 _MOST_FILE_BYTES = 2**31
 _CLOCK_SKEW_S = 3600
-_ASK_AGAIN = "Ask the sender to export it again."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Statement:
-    """What all passports of a file have in common.
-
-    Args:
-        source: domain whose data made the vectors.
-        target: the one domain that may use them.
-        space_version: the interest space of the vectors.
-        encoder_version: the encoder that made them.
-        dimension: length of a vector.
-        issued: unix seconds.
-        expires: unix seconds; from then on it is refused.
-    """
-
-    source: str
-    target: str
-    space_version: str
-    encoder_version: str
-    dimension: int
-    issued: int
-    expires: int
-
-    def __post_init__(self) -> None:
-        check_partner_name(self.source)
-        check_partner_name(self.target)
-        if self.source == self.target:
-            raise PassportError("a passport goes to another domain, not to its own source")
-        for field, text in (("space_version", self.space_version), ("encoder_version", self.encoder_version)):
-            if not text or len(text) > 128 or not text.isascii() or not text.isprintable():
-                raise PassportError(f"'{field}' of a passport is 1 to 128 printable characters")
-        for field, value, low, high in (
-            ("dimension", self.dimension, 1, 4096),
-            ("issued", self.issued, 0, 2**40),
-            ("expires", self.expires, 0, 2**40),
-        ):
-            if not low <= value <= high:
-                raise PassportError(f"'{field}' of a passport is outside {low} to {high}")
-        if self.expires <= self.issued:
-            raise PassportError("a passport expires after it was issued")
-
-    def canonical(self) -> bytes:
-        """The bytes that are signed, before link id and vector."""
-        return _SIGNED_PREFIX + _json({name: getattr(self, name) for name in self.__slots__}) + b"\0"
+_LENGTH_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +54,10 @@ class ImportedPassports:
     Args:
         source: the domain that made them.
         link_ids: n tokens, in the order of the file.
-        vectors: (n, d) float32, finite.
+        vectors: (n, d) float32, finite; of private ones (n, k), of the one length that their epsilon gives.
         space_version, encoder_version: what they were made with.
         issued, expires: unix seconds.
+        private: epsilon and public coordinates; None for exact ones.
     """
 
     source: str
@@ -109,6 +67,7 @@ class ImportedPassports:
     encoder_version: str
     issued: int
     expires: int
+    private: PrivateTerms | None = None
 
 
 def export_passports(
@@ -123,6 +82,7 @@ def export_passports(
     issued: int,
     expires: int,
     pad_to: int = 1024,
+    private: PrivateTerms | None = None,
 ) -> bytes:
     """Signs, pads and seals the passports for one target.
 
@@ -131,10 +91,11 @@ def export_passports(
         source: the source's domain name.
         target: the public keys of the one partner that may open the file.
         link_ids: n tokens both sides hold; n = 0 makes a file too, for whether there is one should say nothing.
-        vectors: (n, d) float32.
+        vectors: (n, d) float32; private ones (n, k).
         space_version, encoder_version: what the vectors were made with.
         issued, expires: unix seconds.
         pad_to: public power of two: the fewest records of a file; more are padded to the next power of two.
+        private: what private passports have in common; None for exact ones.
     Returns:
         The bytes of the file, for `write_passports`.
     Raises:
@@ -143,8 +104,8 @@ def export_passports(
     array = np.ascontiguousarray(vectors, dtype="<f4")
     if array.ndim != 2 or len(array) != len(link_ids):
         raise PassportError("passports need one vector for each link id, all of one length")
-    if pad_to < 1 or pad_to & (pad_to - 1) or pad_to > _MOST_RECORDS or len(link_ids) > _MOST_RECORDS:
-        raise PassportError(f"'pad_to' and the number of passports are at most {_MOST_RECORDS}, and 'pad_to' is a power of two")
+    if pad_to < 1 or pad_to & (pad_to - 1) or pad_to > MOST_RECORDS or len(link_ids) > MOST_RECORDS:
+        raise PassportError(f"'pad_to' and the number of passports are at most {MOST_RECORDS}, and 'pad_to' is a power of two")
     statement = Statement(
         source=source,
         target=target.partner,
@@ -153,13 +114,16 @@ def export_passports(
         dimension=array.shape[1],
         issued=issued,
         expires=expires,
+        private=None if private is None else PrivateStatement.of(private),
     )
     _check_vectors(array)
-    records = np.zeros(max(pad_to, 1 << max(0, len(link_ids) - 1).bit_length()), dtype=_record(statement.dimension))
-    records["link_id"][: len(link_ids)] = _encode_links(link_ids)
+    if private is not None:
+        _check_private(array, private)
+    records = np.zeros(max(pad_to, 1 << max(0, len(link_ids) - 1).bit_length()), dtype=record(statement.dimension))
+    records["link_id"][: len(link_ids)] = encode_links(link_ids)
     records["vector"][: len(link_ids)] = array
     _sign(records[: len(link_ids)], statement, keys)
-    return seal(_head(statement, len(link_ids)) + records.tobytes(), target.box_key)
+    return seal(head(statement, len(link_ids), private) + records.tobytes(), target.box_key)
 
 
 def import_passports(
@@ -179,32 +143,35 @@ def import_passports(
         keys: this partner's private keys.
         me: this partner's domain name.
         partners: public keys of the partners whose passports are wanted, by domain name.
-        space_version: the interest space in use.
+        space_version: the interest space in use; private passports belong to none.
         now: unix seconds.
-        dimension: length a vector must have; None takes what the space version stands for on trust.
+        dimension: length an exact vector must have; None takes what the space version stands for on trust.
     Raises:
         PassportError: damaged, sealed to someone else, forged, expired, of another space, doubled or with a vector that is not finite.
     """
     plain = keys.open_sealed(data)
-    statement, count = _parse_head(plain)
+    statement, count = parse_head(plain)
     _check_statement(statement, partners, me=me, space_version=space_version, now=now, dimension=dimension)
-    record = _record(statement.dimension)
-    body = _body(plain, statement, count)
-    records = np.frombuffer(body, dtype=record)
-    if np.any(np.frombuffer(body[count * record.itemsize :], dtype=np.uint8)):
-        raise PassportError("the passport file holds something where it should be empty", do=_ASK_AGAIN)
+    one, found = record(statement.dimension), body(plain, statement, count)
+    terms = terms_in(plain, statement)
+    records = np.frombuffer(found, dtype=one)
+    if np.any(np.frombuffer(found[count * one.itemsize :], dtype=np.uint8)):
+        raise PassportError("the passport file holds something where it should be empty", do=ASK_AGAIN)
     records = records[:count]
     _verify(records, statement, partners[statement.source])
     vectors = records["vector"].astype(np.float32)
     _check_vectors(vectors)
+    if terms is not None:
+        _check_private(vectors, terms)
     return ImportedPassports(
         source=statement.source,
-        link_ids=_decode_links(records["link_id"]),
+        link_ids=decode_links(records["link_id"]),
         vectors=vectors,
         space_version=statement.space_version,
         encoder_version=statement.encoder_version,
         issued=statement.issued,
         expires=statement.expires,
+        private=terms,
     )
 
 
@@ -217,9 +184,9 @@ def statement_of(data: bytes, *, keys: Keys, me: str, source: PublicKeys, now: i
         PassportError: sealed to or meant for someone else, from another source, expired, or of a length that no file has.
     """
     plain = keys.open_sealed(data)
-    statement, count = _parse_head(plain)
+    statement, count = parse_head(plain)
     _check_statement(statement, {source.partner: source}, me=me, space_version=None, now=now, dimension=None)
-    _body(plain, statement, count)
+    body(plain, statement, count)
     return statement
 
 
@@ -230,11 +197,8 @@ def contents(data: bytes, keys: Keys) -> tuple[Statement, list[str]]:
         PassportError: it was sealed to another key, or is damaged.
     """
     plain = keys.open_sealed(data)
-    statement, count = _parse_head(plain)
-    record = _record(statement.dimension)
-    if len(plain) < _HEAD_BYTES + count * record.itemsize:
-        raise PassportError("the passport file is cut short or too long", do=_ASK_AGAIN)
-    return statement, _decode_links(np.frombuffer(plain, dtype=record, count=count, offset=_HEAD_BYTES)["link_id"])
+    statement, count = parse_head(plain)
+    return statement, links_in(plain, statement, count)
 
 
 def write_passports(path: Path, data: bytes) -> None:
@@ -266,50 +230,8 @@ def array_version(arrays: Mapping[str, np.ndarray]) -> str:
     for name in sorted(arrays):
         array = np.asarray(arrays[name], order="C")
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        digest.update(_json([name, little.dtype.str, list(little.shape)]) + little.tobytes())
+        digest.update(json_bytes([name, little.dtype.str, list(little.shape)]) + little.tobytes())
     return digest.hexdigest()[:16]
-
-
-def _record(dimension: int) -> np.dtype[np.void]:
-    return np.dtype([("link_id", f"S{_LINK_BYTES}"), ("vector", "<f4", (dimension,)), ("signature", "u1", (_SIGNATURE_BYTES,))])
-
-
-def _head(statement: Statement, count: int) -> bytes:
-    text = _json({**{name: getattr(statement, name) for name in statement.__slots__}, "count": count})
-    head = _MAGIC + struct.pack("<HH", _LAYOUT, len(text)) + text
-    return head.ljust(_HEAD_BYTES, b"\0")
-
-
-def _parse_head(plain: bytes) -> tuple[Statement, int]:
-    malformed = PassportError("the file is not a passport file of this version", do=_ASK_AGAIN)
-    if len(plain) < _HEAD_BYTES or not plain.startswith(_MAGIC):
-        raise malformed
-    layout, length = struct.unpack_from("<HH", plain, len(_MAGIC))
-    start = len(_MAGIC) + 4
-    if layout != _LAYOUT or start + length > _HEAD_BYTES or any(plain[start + length : _HEAD_BYTES]):
-        raise malformed
-    try:
-        values = json.loads(plain[start : start + length])
-    except (ValueError, RecursionError):
-        raise malformed from None
-    texts, numbers = ("source", "target", "space_version", "encoder_version"), ("dimension", "issued", "expires", "count")
-    if not isinstance(values, dict) or set(values) != {*texts, *numbers}:
-        raise malformed
-    if any(type(values[name]) is not str for name in texts) or any(type(values[name]) is not int for name in numbers):
-        raise malformed
-    count = values.pop("count")
-    if not 0 <= count <= _MOST_RECORDS:
-        raise malformed
-    return Statement(**values), count
-
-
-def _body(plain: bytes, statement: Statement, count: int) -> memoryview:
-    """All records, those of the padding included: a power of two of them."""
-    body = memoryview(plain)[_HEAD_BYTES:]
-    bucket, rest = divmod(len(body), _record(statement.dimension).itemsize)
-    if rest or bucket < 1 or bucket & (bucket - 1) or count > bucket:
-        raise PassportError("the passport file is cut short or too long", do=_ASK_AGAIN)
-    return body
 
 
 def _check_statement(
@@ -322,26 +244,28 @@ def _check_statement(
     if statement.source not in partners or partners[statement.source].partner != statement.source:
         raise PassportError("the passports come from a domain that is not among the partners", do="Add the partner's public keys first.")
     if now >= statement.expires:
-        raise PassportError("the passports have expired", do=_ASK_AGAIN)
+        raise PassportError("the passports have expired", do=ASK_AGAIN)
     if statement.issued > now + _CLOCK_SKEW_S:
         raise PassportError("the passports were issued in the future", do="Compare the clocks of both partners.")
+    if statement.private is not None:  # their coordinates are their own, whatever space is in use
+        return
     if space_version is not None and statement.space_version != space_version:
         raise PassportError(
             "the passports belong to another version of the interest space", do="Ask the sender to export them for this run's space."
         )
     if dimension is not None and statement.dimension != dimension:
-        raise PassportError("the passports have vectors of another length than the interest space", do=_ASK_AGAIN)
+        raise PassportError("the passports have vectors of another length than the interest space", do=ASK_AGAIN)
 
 
 def _sign(records: np.ndarray, statement: Statement, keys: Keys) -> None:
-    prefix, size = statement.canonical(), _LINK_BYTES + 4 * statement.dimension
+    prefix, size = statement.canonical(), LINK_BYTES + 4 * statement.dimension
     raw, step = records.tobytes(), records.dtype.itemsize
     signed = (keys.sign(prefix + raw[at : at + size]) for at in range(0, len(raw), step))
-    records["signature"] = np.frombuffer(b"".join(signed), dtype=np.uint8).reshape(len(records), _SIGNATURE_BYTES)
+    records["signature"] = np.frombuffer(b"".join(signed), dtype=np.uint8).reshape(len(records), SIGNATURE_BYTES)
 
 
 def _verify(records: np.ndarray, statement: Statement, source: PublicKeys) -> None:
-    prefix, size = statement.canonical(), _LINK_BYTES + 4 * statement.dimension
+    prefix, size = statement.canonical(), LINK_BYTES + 4 * statement.dimension
     key = verify_key(source)
     raw, step = records.tobytes(), records.dtype.itemsize
     for row, at in enumerate(range(0, len(raw), step)):
@@ -359,28 +283,13 @@ def _check_vectors(vectors: np.ndarray) -> None:
         raise PassportError(f"record {int(np.argmin(finite)) + 1}: the vector is not finite")
 
 
-def _encode_links(link_ids: Sequence[str]) -> np.ndarray:
-    first_row: dict[bytes, int] = {}
-    for row, link_id in enumerate(link_ids, start=1):
-        try:
-            encoded = link_id.encode()
-        except UnicodeEncodeError:
-            encoded = b""
-        if not encoded or len(encoded) > _LINK_BYTES or b"\0" in encoded:
-            raise PassportError(f"record {row}: a link id is 1 to {_LINK_BYTES} bytes of text")
-        if first_row.setdefault(encoded, row) != row:
-            raise PassportError(f"record {row}: the link id is the one of record {first_row[encoded]}", do="Each link has one passport.")
-    return np.array(list(first_row), dtype=f"S{_LINK_BYTES}")
-
-
-def _decode_links(encoded: np.ndarray) -> list[str]:
-    try:
-        link_ids = [link.decode() for link in encoded.tolist()]
-    except UnicodeDecodeError:
-        raise PassportError("a link id is not text", do=_ASK_AGAIN) from None
-    _encode_links(link_ids)
-    return link_ids
-
-
-def _json(values: object) -> bytes:
-    return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
+def _check_private(vectors: np.ndarray, terms: PrivateTerms) -> None:
+    """All private vectors have one length: a longer or shorter one would say something that the law does not."""
+    if terms.dimension < LEAST_DIMENSION:
+        raise PassportError(
+            f"private passports need {LEAST_DIMENSION} coordinates at least", do="Use exact ones, or a larger interest space."
+        )
+    law = PrivUnit.of(terms.dimension, terms.epsilon)
+    fits = np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) * law.mean - 1.0) < _LENGTH_TOLERANCE
+    if not fits.all():
+        raise PassportError(f"record {int(np.argmin(fits)) + 1}: the vector is no release of the law that the passports name", do=ASK_AGAIN)
