@@ -1,4 +1,8 @@
-"""Passports of this domain's users on their way out and in: whose, made of what, put where."""
+"""Passports of this domain's users on their way out and in: whose, made of what, put where.
+
+An exact passport is the interest itself, of everybody whose history is long enough. A private one is a draw for life
+(`client.private_passports`), and everybody who is linked gets one: who gets none would be known by it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import numpy as np
 
 from shared.config import RunConfig
 from shared.errors import PassportError
+from shared.interest_space import InterestSpace
 
 from .data.histories import Histories
 from .durable_files import write_file
@@ -20,6 +25,9 @@ from .key_rotation import own_keys
 from .keys import PublicKeys
 from .passports import export_passports, import_passports, read_passports, write_passports
 from .preparation import PreparedDomain
+from .private_passports import draw_once
+from .private_terms import Received, received
+from .public_projection import PrivateTerms
 from .register import Register
 from .settings import ClientSettings
 
@@ -43,12 +51,14 @@ class Export:
         path: of the file.
         passports: how many it holds; for this partner's own eyes.
         issued, expires: unix seconds.
+        terms: what private passports have in common; None for exact ones.
     """
 
     path: Path
     passports: int
     issued: int
     expires: int
+    terms: PrivateTerms | None = None
 
 
 def file_name(source: str, target: str) -> str:
@@ -97,39 +107,74 @@ def interests(histories: Histories, rows: np.ndarray, coordinates: np.ndarray, c
 
 
 def export(settings: ClientSettings, config: RunConfig, prepared: PreparedDomain, target: str, space_version: str) -> Export:
-    """Writes the sealed file of all passports towards one partner. Users with too short a history get none.
+    """Writes the sealed file of all passports towards one partner, exact or private as the settings say.
 
     Raises:
         PassportError: the partner's keys are not among the partners' keys.
+        ConfigError, StateError: no private passport can be drawn (`private_passports.draw_once`).
     """
     known = partners(settings)
     if target not in known:
         do = f"Put the file the partner sent into {settings.passports.partners}."
         raise PassportError(f"there are no public keys of partner '{target}'", do=do)
-    linked = prepared.links.get(target)
-    rows = linked.rows if linked is not None else np.zeros(0, dtype=np.int64)
-    ids = linked.link_ids if linked is not None else np.zeros(0, dtype="U1")
-    enough = np.diff(prepared.everyone.offsets)[rows] >= config.training.passport_min_items
+    made = (_private if settings.passports.mode == "private" else _exact)(settings, config, prepared, target, space_version)
     now = int(time.time())
     expires = now + settings.passports.valid_days * _DAY
-    link_ids = ids[enough].tolist()
+    version = space_version if made.terms is None else made.terms.projection.space_version
     data = export_passports(
         keys=own_keys(settings),
         source=settings.domain,
         target=known[target],
-        link_ids=link_ids,
-        vectors=interests(prepared.everyone, rows[enough], prepared.coordinates(space_version), config),
-        space_version=space_version,
+        link_ids=made.link_ids,
+        vectors=made.vectors,
+        space_version=version,
         encoder_version=ENCODER_VERSION,
         issued=now,
         expires=expires,
+        private=made.terms,
     )
+    epsilon = None if made.terms is None else made.terms.epsilon
     with Register(settings.at_home("register.sqlite")) as register:  # before they go out: no crash may lose track of a disclosure
-        register.record_export(target=target, link_ids=link_ids, space_version=space_version, issued=now, expires=expires)
+        register.record_export(target=target, link_ids=made.link_ids, space_version=version, issued=now, expires=expires, epsilon=epsilon)
     path = settings.path(settings.passports.outbox) / file_name(settings.domain, target)
     write_passports(path, data)
     write_file(sent_mark(settings, target), space_version.encode())
-    return Export(path=path, passports=len(link_ids), issued=now, expires=expires)
+    return Export(path=path, passports=len(made.link_ids), issued=now, expires=expires, terms=made.terms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Made:
+    """Link ids, vectors, and what private ones have in common."""
+
+    link_ids: list[str]
+    vectors: np.ndarray
+    terms: PrivateTerms | None
+
+
+def _linked(prepared: PreparedDomain, target: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and link ids of the users who are linked with a partner."""
+    linked = prepared.links.get(target)
+    return (np.zeros(0, dtype=np.int64), np.zeros(0, dtype="U1")) if linked is None else (linked.rows, linked.link_ids)
+
+
+def _exact(settings: ClientSettings, config: RunConfig, prepared: PreparedDomain, target: str, space_version: str) -> _Made:
+    """The interests themselves; users with too short a history get none, for it names the items."""
+    del settings
+    rows, ids = _linked(prepared, target)
+    enough = np.diff(prepared.everyone.offsets)[rows] >= config.training.passport_min_items
+    vectors = interests(prepared.everyone, rows[enough], prepared.coordinates(space_version), config)
+    return _Made(link_ids=ids[enough].tolist(), vectors=vectors, terms=None)
+
+
+def _private(settings: ClientSettings, config: RunConfig, prepared: PreparedDomain, target: str, space_version: str) -> _Made:
+    """The draws of everybody who is linked."""
+    rows, ids = _linked(prepared, target)
+
+    def interests_of(some: np.ndarray) -> np.ndarray:
+        return interests(prepared.everyone, some, prepared.coordinates(space_version), config)
+
+    drawn = draw_once(settings, prepared, rows, space_version, interests_of)
+    return _Made(link_ids=ids[drawn.rows].tolist(), vectors=drawn.vectors, terms=drawn.terms)
 
 
 def export_all(settings: ClientSettings, config: RunConfig, prepared: PreparedDomain, space_version: str) -> list[Export]:
@@ -208,7 +253,12 @@ def of_users(settings: ClientSettings, prepared: PreparedDomain, source: str, sp
         (n,) rows of ``prepared.everyone`` and (n, d) float32 vectors.
     """
     with Register(settings.at_home("register.sqlite")) as register:
-        link_ids, vectors = register.imported(source, space_version=space_version, now=int(time.time()))
+        now = int(time.time())
+        link_ids, vectors = register.imported(source, space_version=space_version, now=now)
+        with register.reading() as database:
+            private = received(database, source, now=now)
+    if private:
+        link_ids, vectors = _with_private(link_ids, vectors, private, prepared.space(space_version))
     linked = prepared.links.get(source)
     if linked is None or len(linked.rows) == 0 or not link_ids:
         return np.zeros(0, dtype=np.int64), np.zeros((0, prepared.coordinates(space_version).shape[1]), dtype=np.float32)
@@ -218,6 +268,18 @@ def of_users(settings: ClientSettings, prepared: PreparedDomain, source: str, sp
     place = np.minimum(np.searchsorted(sorted_ids, wanted), len(sorted_ids) - 1)
     known = sorted_ids[place] == wanted
     return linked.rows[order[place[known]]].astype(np.int64), vectors[known]
+
+
+def _with_private(link_ids: list[str], vectors: np.ndarray, private: list[Received], space: InterestSpace) -> tuple[list[str], np.ndarray]:
+    """Exact passports and private ones together, all as interests (n, d) of the space in use."""
+    parts = [vectors.reshape(len(link_ids), space.dimension)]
+    for terms, ids, drawn in private:
+        if not terms.projection.fits(space):
+            _LOG.warning("private passports of another language model than this run's were left out")
+            continue
+        link_ids = [*link_ids, *ids]
+        parts.append(terms.projection.expand(drawn, space))
+    return link_ids, np.concatenate(parts)
 
 
 def for_training(settings: ClientSettings, prepared: PreparedDomain, space_version: str, dimension: int) -> Passports:

@@ -23,6 +23,7 @@ from shared.errors import DataError, PassportError, StorageError
 
 from .data.pseudonyms import load_or_create_key
 from .passports import ImportedPassports
+from .private_terms import keep_terms
 from .register_schema import make_or_upgrade
 from .settings import ClientSettings
 from .suppression import Marker, Marks, Witness
@@ -53,6 +54,7 @@ class Summary:
         direction: "out" or "in".
         partner: the other domain.
         space_version: the interest space they belong to.
+        epsilon: of private ones, of each person's one draw; None for exact ones.
         passports: how many.
         issued: unix seconds of the latest.
         expires: unix seconds at which the last of them expires.
@@ -61,6 +63,7 @@ class Summary:
     direction: str
     partner: str
     space_version: str
+    epsilon: float | None
     passports: int
     issued: int
     expires: int
@@ -107,13 +110,15 @@ class Register:
     def close(self) -> None:
         self._database.close()
 
-    def record_export(self, *, target: str, link_ids: Sequence[str], space_version: str, issued: int, expires: int) -> None:
-        """Notes passports that go out, before they do."""
-        rows = [(target, link_id, space_version, issued, expires) for link_id in link_ids]
-        with self._transaction() as database:
+    def record_export(
+        self, *, target: str, link_ids: Sequence[str], space_version: str, issued: int, expires: int, epsilon: float | None = None
+    ) -> None:
+        """Notes passports that go out, before they do; ``epsilon`` is that of private ones."""
+        rows = [(target, link_id, space_version, issued, expires, epsilon) for link_id in link_ids]
+        with self.transaction() as database:
             database.executemany(
-                "INSERT INTO passports_out VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-                " space_version = excluded.space_version, issued = excluded.issued, expires = excluded.expires",
+                "INSERT INTO passports_out VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET space_version = excluded.space_version,"
+                " issued = excluded.issued, expires = excluded.expires, epsilon = excluded.epsilon",
                 rows,
             )
 
@@ -125,28 +130,32 @@ class Register:
         Returns:
             Number of passports that are new or renewed.
         """
-        common = (passports.source, passports.space_version, passports.encoder_version, passports.issued, passports.expires)
+        terms = passports.private
+        terms_digest = "" if terms is None else terms.digest
+        common = (passports.source, passports.space_version, passports.encoder_version, passports.issued, passports.expires, terms_digest)
         vectors = np.ascontiguousarray(passports.vectors, dtype="<f4")
-        with self._transaction() as database:
+        with self.transaction() as database:
             marks = self._marks_if_any_erased(database, passports.link_ids)
             rows = [
                 (*common, link_id, vector.tobytes(), mark, passports.source, passports.issued)
                 for link_id, vector, mark in zip(passports.link_ids, vectors, marks, strict=True)
             ]
+            if terms is not None:
+                keep_terms(database, passports.source, terms)
             before = database.total_changes
             database.executemany(
-                "INSERT INTO passports_in (source, space_version, encoder_version, issued, expires, link_id, vector)"
-                " SELECT ?, ?, ?, ?, ?, ?, ? WHERE NOT EXISTS"
+                "INSERT INTO passports_in (source, space_version, encoder_version, issued, expires, terms, link_id, vector)"
+                " SELECT ?, ?, ?, ?, ?, ?, ?, ? WHERE NOT EXISTS"
                 " (SELECT 1 FROM erased_links WHERE mark = ? AND source IN ('', ?) AND issued_until >= ?)"
                 " ON CONFLICT DO UPDATE SET space_version = excluded.space_version, encoder_version = excluded.encoder_version,"
-                " issued = excluded.issued, expires = excluded.expires, vector = excluded.vector"
+                " issued = excluded.issued, expires = excluded.expires, terms = excluded.terms, vector = excluded.vector"
                 " WHERE excluded.issued > passports_in.issued",
                 rows,
             )
             return database.total_changes - before
 
     def imported(self, source: str, *, space_version: str, now: int) -> tuple[list[str], np.ndarray]:
-        """The valid passports of one source, in one order whatever order they came in.
+        """The valid exact passports of one source, in one order whatever order they came in.
 
         Args:
             source: domain name.
@@ -157,7 +166,8 @@ class Register:
         """
         with self._errors():
             rows = self._database.execute(
-                "SELECT link_id, vector FROM passports_in WHERE source = ? AND space_version = ? AND expires > ? ORDER BY link_id",
+                "SELECT link_id, vector FROM passports_in"
+                " WHERE source = ? AND space_version = ? AND expires > ? AND terms = '' ORDER BY link_id",
                 (source, space_version, now),
             ).fetchall()
         if not rows:
@@ -174,19 +184,16 @@ class Register:
 
     def overview(self) -> list[Summary]:
         """What went out and came in, by partner and interest space; for the partner's own eyes."""
-        query = (
-            "SELECT ?, {0}, space_version, count(*), max(issued), max(expires) FROM passports_{1} GROUP BY {0}, space_version ORDER BY 2, 5"
-        )
+        grouped = "count(*), max(issued), max(expires) FROM {} GROUP BY 2, 3, 4 ORDER BY 2, 6"
+        received = "passports_in LEFT JOIN terms_in USING (source, terms)"
         with self._errors():
             rows = [
-                row
-                for name, direction in (("target", "out"), ("source", "in"))
-                for row in self._database.execute(query.format(name, direction), (direction,)).fetchall()
+                *self._database.execute("SELECT 'out', target, space_version, epsilon, " + grouped.format("passports_out")),
+                *self._database.execute(
+                    "SELECT 'in', source, passports_in.space_version, epsilon, " + grouped.format(received),
+                ),
             ]
-        return [
-            Summary(direction=direction, partner=partner, space_version=space, passports=count, issued=issued, expires=expires)
-            for direction, partner, space, count, issued, expires in rows
-        ]
+        return [Summary(**dict(zip(Summary.__slots__, row, strict=True))) for row in rows]
 
     def exported(self, target: str) -> Issued:
         """What went out to one target, sorted by link id."""
@@ -204,7 +211,7 @@ class Register:
             at: unix seconds; `FOREVER` refuses them for good.
             source: only what came from this domain.
         """
-        with self._transaction() as database:
+        with self.transaction() as database:
             self._mark_links(database, link_ids, at=at, source=source)
             self._drop_erased(database)
 
@@ -216,7 +223,7 @@ class Register:
             link_ids: their links with any partner.
             at: unix seconds.
         """
-        with self._transaction() as database:
+        with self.transaction() as database:
             rows = [(bytes(mark),) for mark in users]
             database.executemany("INSERT INTO forgotten_users VALUES (?) ON CONFLICT DO NOTHING", rows)
             self._mark_links(database, link_ids, at=FOREVER, source=EVERYONE)
@@ -224,18 +231,18 @@ class Register:
 
     def begin_erasure(self, link_ids: Sequence[str], *, issued_until: int, source: str, at: int) -> None:
         """Marks links whose passports from one source are to go, and notes that this is unfinished."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             self._mark_links(database, link_ids, at=issued_until, source=source)
             database.execute("INSERT INTO unfinished VALUES (?)", (at,))
 
     def drop_erased(self) -> None:
         """Deletes every passport that was erased; they are found by their marks, so a second call finishes what a first one began."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             self._drop_erased(database)
 
     def finished(self) -> None:
         """Nothing is left to be removed."""
-        with self._transaction() as database:
+        with self.transaction() as database:
             database.execute("DELETE FROM unfinished")
 
     def is_unfinished(self) -> bool:
@@ -302,6 +309,7 @@ class Register:
     def _drop_erased(self, database: sqlite3.Connection) -> None:
         out = [(target, link_id) for target, gone in self._erased_out(database).items() for link_id in gone.link_ids]
         database.executemany("DELETE FROM passports_out WHERE target = ? AND link_id = ?", out)
+        database.execute("UPDATE private_draws SET vector = NULL WHERE mark IN (SELECT mark FROM forgotten_users)")
         rows = database.execute("SELECT source, link_id, issued FROM passports_in").fetchall()
         marks = self._marks_if_any_erased(database, [row[1] for row in rows])
         erased = {(row[0], row[1]): row[2] for row in database.execute("SELECT source, mark, issued_until FROM erased_links")}
@@ -313,7 +321,8 @@ class Register:
         database.executemany("DELETE FROM passports_in WHERE source = ? AND link_id = ?", gone)
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing of what the block writes; one at a time, among processes too. When it ends it is on the disk."""
         with self._errors():
             self._database.execute("BEGIN IMMEDIATE")
             try:
@@ -323,6 +332,12 @@ class Register:
                 with contextlib.suppress(sqlite3.Error):
                     self._database.execute("ROLLBACK")
                 raise
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """For the tables that have modules of their own."""
+        with self._errors():
+            yield self._database
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

@@ -128,6 +128,17 @@ class PassportSettings:
     outbox: str = setting("passports/outbox", "where exported files are put")
     inbox: str = setting("passports/inbox", "where files of partners are found")
     partners: str = setting("passports/partners", "public keys of partners, one JSON file each")
+    mode: str = setting(
+        "exact",
+        "what a passport shows its target: the interest itself, by consent, or one noisy direction for life",
+        choices=("exact", "private"),
+    )
+    epsilon_u: float = setting(
+        8.0, "local differential privacy of a private passport, booked once for each person; fixed by the first one", low=0.1, high=32.0
+    )
+    private_dimensions: int = setting(
+        16, "public coordinates of a private passport; fixed by the first one", unit="dimensions", low=2, high=32
+    )
     valid_days: int = setting(180, "days until a passport expires", unit="days", low=1, high=3650)
     automatic: bool = setting(False, "export when the interest space is fixed and import before the first round; otherwise by command")
     address: str = setting("", "HOST:PORT at which partners deliver; it goes into the public keys; empty = files are handed over")

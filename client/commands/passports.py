@@ -5,6 +5,7 @@ Heavy libraries are imported inside the commands: ``--help`` answers at once.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,11 @@ EPILOG = epilog(0, 1, 2, 3, 4, 6, 8, 12, 17, 130)
 CONSENT = (
     "An exact passport is disclosure by consent: it shows its one target what a user likes at the source, and for a short history it shows "
     "the items themselves. Export passports only of users who agreed to that for this partner."
+)
+PRIVATE_CONSENT = (
+    "A private passport hides what a user did here, not that they are a user here. It is one noisy direction of their interest, drawn once "
+    "for life: every partner and every renewal gets the same bytes, so that all of them together learn no more than local differential "
+    "privacy of epsilon_u = {epsilon:g} allows. Every other domain that makes one of the same person adds its own epsilon_u."
 )
 
 passport = typer.Typer(help="Passports of users who linked accounts: made, sealed, opened, counted.", epilog=EPILOG, no_args_is_help=True)
@@ -76,6 +82,9 @@ def export_(
     An exact passport is disclosure by consent: it shows its one target what a user likes here, and for a short history it shows the items
     themselves. Export passports only of users who agreed to that for this partner.
 
+    With passports.mode = "private" it is one noisy direction instead, with local differential privacy of passports.epsilon_u. It is drawn
+    once for each person, for life: each target and each renewal gets the same. It hides what a user did here, not that they are a user.
+
     The file is signed, sealed to the target's key and padded, so that its size says little about how many users are linked. Hand it to the
     partner yourself; it never passes the coordinator. It belongs to the run whose first messages fixed the interest space.
 
@@ -92,7 +101,8 @@ def export_(
         version = CurrentRun(settings).space_version()  # before any data are opened
         config, prepared = opened(settings, progress())
         made = export(settings, config, prepared, to, version)
-    print(CONSENT, file=sys.stderr)
+    consent = CONSENT if made.terms is None else PRIVATE_CONSENT.format(epsilon=made.terms.epsilon)
+    print(consent, file=sys.stderr)
     size = made.path.stat().st_size
     document = {
         "source": settings.domain,
@@ -102,9 +112,14 @@ def export_(
         "passports": made.passports,
         "issued": day(made.issued),
         "expires": day(made.expires),
-        "consent": CONSENT,
+        "mode": "exact" if made.terms is None else "private",
+        "epsilon_u": None if made.terms is None else made.terms.epsilon,
+        "consent": consent,
     }
-    answer(as_json, document, f"{made.passports:,} passports to '{to}', valid until {day(made.expires)}: {made.path} ({size:,} bytes)")
+    kind = "" if made.terms is None else "private "
+    answer(
+        as_json, document, f"{made.passports:,} {kind}passports to '{to}', valid until {day(made.expires)}: {made.path} ({size:,} bytes)"
+    )
 
 
 @passport.command("import", epilog=EPILOG)
@@ -166,7 +181,8 @@ def _import_inbox(settings: ClientSettings, as_json: bool) -> None:
 def list_(partner_toml: Settings, as_json: AsJson = False, debug: Debug = False) -> None:
     """Count the passports that went out and came in, by partner, with their dates.
 
-    Exact counts, for your own eyes: they say how many users are linked, so they belong in no report.
+    Exact counts, for your own eyes: they say how many users are linked, so they belong in no report. Of private passports it says what was
+    booked: epsilon_u for each person who was ever drawn, once, whatever number of targets and renewals.
 
     \b
     Example:
@@ -180,16 +196,20 @@ def list_(partner_toml: Settings, as_json: AsJson = False, debug: Debug = False)
 
         known = sorted(partners(settings))
         path = settings.at_home("register.sqlite")
-        entries = []
+        entries, spent = [], None
         if path.is_file():
+            from ..private_passports import booked
+
             with Register(path) as register:
-                entries = register.overview()
+                entries, spent = register.overview(), booked(register)
     now = datetime.now(UTC).timestamp()
     rows = [
         {
             "direction": entry.direction,
             "partner": entry.partner,
             "space_version": entry.space_version,
+            "mode": "exact" if entry.epsilon is None else "private",
+            "epsilon_u": entry.epsilon,
             "passports": entry.passports,
             "issued": day(entry.issued),
             "expires": day(entry.expires),
@@ -197,10 +217,19 @@ def list_(partner_toml: Settings, as_json: AsJson = False, debug: Debug = False)
         }
         for entry in entries
     ]
-    document = {"domain": settings.domain, "partners_with_keys": known, "passports": rows}
+    document = {
+        "domain": settings.domain,
+        "partners_with_keys": known,
+        "passports": rows,
+        "booked": None if spent is None else dataclasses.asdict(spent),
+    }
     lines = [
         f"{row['direction']:<4} {row['partner']:<20} {row['passports']:>9,}  issued {row['issued']}  expires {row['expires']}"
-        f"  space {row['space_version']}{'  EXPIRED' if row['expired'] else ''}"
+        f"  space {row['space_version']}{'  private' if row['mode'] == 'private' else ''}"
+        f"{'  EXPIRED' if row['expired'] else ''}"
         for row in rows
     ]
+    if spent is not None:
+        gone = f", {spent.forgotten:,} of them forgotten since" if spent.forgotten else ""
+        lines.append(f"booked: epsilon_u {spent.epsilon:g} for each of {spent.people:,} people{gone}, once for life")
     answer(as_json, document, "\n".join([f"keys of: {', '.join(known) or 'nobody yet'}", *(lines or ["no passports yet"])]))

@@ -257,8 +257,8 @@ def test_a_process_killed_in_the_middle_of_an_import_leaves_all_or_nothing(tmp_p
         import os, signal
         from client.register import Register
         register = Register({str(path)!r})
-        with register._transaction() as database:
-            database.execute("INSERT INTO passports_in VALUES ('arts', 'a', 's1', 'e1', 100, 1000, x'00000000')")
+        with register.transaction() as database:
+            database.execute("INSERT INTO passports_in VALUES ('arts', 'a', 's1', 'e1', 100, 1000, x'00000000', '')")
             os.kill(os.getpid(), signal.SIGKILL)
     """
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False).returncode == -9
