@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from .exact import ExactTopK
+from .faiss_index import FaissTopK
+from .int8 import Int8TopK
 from .lists import NONE, Excluded, ExtraScores, TopItems, TopK
 
-__all__ = ["NONE", "ExactTopK", "Excluded", "ExtraScores", "TopItems", "TopK"]
+__all__ = ["NONE", "ExactTopK", "Excluded", "ExtraScores", "FaissTopK", "Int8TopK", "TopItems", "TopK"]

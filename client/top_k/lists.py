@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from shared.errors import UsageError
 
 Array32 = NDArray[np.float32]
+Array64 = NDArray[np.float64]
 Ints = NDArray[Any]
 
 ExtraScores = Callable[[slice], Array32]
@@ -73,10 +74,14 @@ class Excluded:
         """(n,) how many entries each query has of its own, repeated ones counted as often as they stand there."""
         return np.diff(self.offsets)
 
-    def pairs(self, rows: slice) -> tuple[Ints, Ints]:
-        """Query within the slice, and item, of every entry of a slice of the queries."""
-        lengths = np.diff(self.offsets[rows.start : rows.stop + 1])
-        return np.repeat(np.arange(len(lengths)), lengths), self.items[self.offsets[rows.start] : self.offsets[rows.stop]]
+    def pairs(self) -> tuple[Ints, Ints]:
+        """Query and item of every entry, flat."""
+        return np.repeat(np.arange(len(self.offsets) - 1), self.counts), self.items
+
+    def of_slice(self, rows: slice) -> Excluded:
+        """The same for a slice of the queries."""
+        offsets = self.offsets[rows.start : rows.stop + 1]
+        return Excluded(items=self.items[offsets[0] : offsets[-1]], offsets=offsets - offsets[0], everywhere=self.everywhere)
 
     def of_rows(self, rows: Ints) -> Excluded:
         """The same for some of the queries."""
@@ -150,6 +155,6 @@ def checked_queries(queries: Array32, k: int, dimension: int, largest: float) ->
     return rows
 
 
-def norms(rows: Array32) -> NDArray[np.float64]:
+def norms(rows: Array32) -> Array64:
     """(n,) Euclidean norms, summed in float64."""
     return np.asarray(np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64)))
