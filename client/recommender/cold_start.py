@@ -1,0 +1,143 @@
+r"""Whose interest is known, from what, and how surely: the chain passport -> own few items -> declared interests -> popularity.
+
+A user with at least `ENOUGH` items here is read by the encoder alone. With fewer, what they brought or declared is a prior that counts as
+so many items, and their own items are evidence; the interest is the posterior mean, which for counted evidence is the weighted average
+
+.. math:: z = \frac{m z_0 + n z_{own}}{m + n} - \gamma \bar x_{dismissed}
+
+(conjugate prior with m pseudo-observations: Gelman et al., Bayesian Data Analysis, 2.5 and 3.4; what was dismissed pushes away as in
+Rocchio 1971, "Relevance feedback in information retrieval"). A passport stands for ``passport_min_items`` items, because it was made of at
+least so many; declared interests stand for one. The uncertainty is the one of `client.interest_distribution`, by the same counts: prior /
+(prior + observed). Nothing is trained here, so a new observation costs one pass of the encoder over one history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from client.interest_distribution import PRIOR_ITEMS
+
+from ..delivery import OWN as OWN_HEAD
+from .delivered import Delivered
+from .people import People
+from .ragged import Ragged
+from .requests import DECLARED, OWN, POPULARITY, passport_from
+
+ENOUGH = 5
+"""Items of a user's own from which on nothing else is asked."""
+DECLARED_ITEMS = 1.0
+"""What declared interests stand for, in items."""
+WARM = "warm"
+"""The way of scoring people whose history here is all there is, where a blend for them was delivered (`client.model.warm_head`)."""
+
+DISMISSED_WEIGHT = 0.25
+"""gamma: Rocchio's usual weight of what was found irrelevant, relative to the rest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Interests:
+    """Where n users stand, and how they are scored.
+
+    Attributes:
+        vectors: (n, d) float32 for this domain.
+        scorers: (n,) positions in `scorer_names`.
+        sources: (n,) positions in `source_names`.
+        items: (n,) float32, how many items the knowledge stands for.
+    """
+
+    vectors: np.ndarray
+    scorers: np.ndarray
+    sources: np.ndarray
+    items: np.ndarray
+
+    @property
+    def uncertainty(self) -> np.ndarray:
+        """(n,) in (0, 1]: 1 where nothing is known."""
+        return np.asarray(PRIOR_ITEMS / (PRIOR_ITEMS + self.items), dtype=np.float32)
+
+
+def passport_sources(delivered: Delivered) -> list[str]:
+    """Sources whose passports can be read here, the one whose interest helps most first; of equals by name.
+
+    A gate that stayed closed (scale 0) says that passports of that source did not help, so whoever brought another one is read by that.
+    """
+    known = [name for name in delivered.brought if name in delivered.heads]
+    return sorted(known, key=lambda name: (-delivered.heads[name].scale, name))
+
+
+def scorer_names(delivered: Delivered) -> list[str]:
+    """Ways of scoring: popularity, own history, declared interests, passports of each source, and the blend for warm users."""
+    return [POPULARITY, OWN, DECLARED, *sorted(name for name in delivered.heads if name != OWN_HEAD), WARM]
+
+
+def source_names(delivered: Delivered) -> list[str]:
+    """What answers may rest on, as `Answer.source` says it."""
+    return [POPULARITY, OWN, DECLARED, *(passport_from(name) for name in sorted(delivered.heads) if name != OWN_HEAD)]
+
+
+def interests(people: People, delivered: Delivered) -> Interests:
+    """Goes down the chain for all users at once."""
+    n, (popularity, own, declared) = len(people), range(3)
+    names = scorer_names(delivered)
+    n_own = people.own.lengths
+    vectors = encoded(people.own, delivered)  # (n, d); zeros where there is no history
+    scorers = np.where(n_own > 0, own, popularity)
+    prior, strength = np.zeros_like(vectors), np.zeros(n, dtype=np.float32)
+    few = n_own < ENOUGH
+    open_ = few.copy()
+    for source in passport_sources(delivered):
+        rows = people.passports.get(source)
+        if rows is None:
+            continue
+        who = open_ & (rows >= 0)
+        prior[who] = delivered.brought[source].interests[rows[who]]
+        strength[who] = delivered.config.training.passport_min_items
+        scorers[who] = names.index(source)
+        open_ &= ~who
+    who = open_ & people.declared.any(axis=1)
+    prior[who], strength[who] = people.declared[who], DECLARED_ITEMS
+    scorers[who & (n_own == 0)] = declared
+    evidence = n_own.astype(np.float32)
+    total = strength + evidence
+    with_prior = strength > 0
+    if delivered.warm is not None:
+        scorers[(n_own > 0) & ~with_prior] = names.index(WARM)
+    weight = np.divide(strength, total, out=np.zeros_like(total), where=with_prior)[:, None]
+    vectors = weight * prior + (1.0 - weight) * vectors
+    vectors -= DISMISSED_WEIGHT * people.dismissed.mean_of(delivered.coordinates)
+    known = total + people.dismissed.lengths
+    sources = _said(scorers, delivered, names)
+    return Interests(vectors=vectors.astype(np.float32), scorers=scorers, sources=sources, items=known.astype(np.float32))
+
+
+def _said(scorers: np.ndarray, delivered: Delivered, names: Sequence[str]) -> np.ndarray:
+    """What an answer rests on: where the gate of a head stayed closed, that is popularity, whatever the user brought."""
+    said = np.arange(len(names))
+    said[names.index(WARM)] = names.index(OWN)
+    if delivered.warm is not None and delivered.warm.blend.text == 0.0 and delivered.warm.blend.collaborative == 0.0:
+        said[names.index(WARM)] = 0
+    if delivered.heads[OWN_HEAD].scale == 0.0:
+        said[names.index(OWN)] = 0
+    for name in delivered.heads.keys() & set(names):
+        if delivered.heads[name].scale == 0.0 and name != OWN_HEAD:
+            said[names.index(name)] = 0
+    return np.asarray(said[scorers])
+
+
+def encoded(own: Ragged, delivered: Delivered) -> np.ndarray:
+    """(n, d) interests by the trained encoder; zeros for users without items."""
+    import torch
+
+    vectors = np.zeros((len(own), delivered.space.dimension), dtype=np.float32)
+    who = np.flatnonzero(own.lengths > 0)
+    if len(who) == 0:
+        return vectors
+    items, mask = own.padded(delivered.config.training.max_history_items)
+    items, mask = items[who], mask[who]
+    with torch.no_grad():
+        history = torch.from_numpy(delivered.coordinates[items] * mask[..., None])
+        vectors[who] = delivered.model.encoder(history, torch.from_numpy(mask.astype(np.float32)), torch.from_numpy(items)).numpy()
+    return vectors
