@@ -12,12 +12,15 @@ import functools
 import numpy as np
 import torch
 
+from client.model.item_tokens import attach
 from client.model.methods import InterestModel
 from client.model.objective import Batch
 from client.training import dp_sgd, local_round
-from shared.config import ModelConfig, RunConfig
+from shared.config import ModelConfig, RunConfig, TrainingConfig
 from shared.errors import StateError
 from shared.privacy.conformance import GRADIENT_TOLERANCE, relative_error
+
+from .texts import ITEMS, invented
 
 _USERS, _ITEMS, _SPREAD = 4, 3, 0.3
 
@@ -63,8 +66,9 @@ def _worst(errors: list[float]) -> float:
 
 
 def moved_model(config: RunConfig, domain: str, seed: int = 2) -> InterestModel:
-    """The model of a domain, away from its initial zeros, where half of the gradients vanish."""
+    """The model of a domain, away from its initial zeros, where half of the gradients vanish; it reads the texts of `invented`."""
     model = local_round.initial_model(config, domain)
+    attach(model.encoder, invented(config.model, ITEMS))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in (p for p in model.parameters() if p.requires_grad):
@@ -80,7 +84,8 @@ def self_test(config: RunConfig) -> None:
     Raises:
         StateError: they differ, so that training would clip something else than a user's gradient.
     """
-    error = _error_of(config.model, config.training.history_decay, config.training.own_history_weight, config.training.temperature)
+    # another learning rate is no other model
+    error = _error_of(config.model, dataclasses.replace(config.training, learning_rate=TrainingConfig().learning_rate))
     if not error <= GRADIENT_TOLERANCE:
         raise StateError(
             f"per-user gradients are off by {error:.2g} in this installation: what is clipped would not be a user's gradient",
@@ -89,17 +94,18 @@ def self_test(config: RunConfig) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _error_of(model: ModelConfig, history_decay: float, own_history_weight: float, temperature: float) -> float:
-    """Only what shapes the model, so that another learning rate is no other model."""
-    config = RunConfig(model=model)
-    training = dataclasses.replace(
-        config.training, history_decay=history_decay, own_history_weight=own_history_weight, temperature=temperature
-    )
-    config = dataclasses.replace(config, training=training)
+def _error_of(model: ModelConfig, training: TrainingConfig) -> float:
+    config = RunConfig(model=model, training=training)
     state = torch.random.get_rng_state()
     try:
         # as many users as history items: where the two are confused, nothing but the numbers is wrong
-        return gradient_error(moved_model(config, "self-test"), _four_users(config.model))
+        users = _four_users(config.model)
+        batches = [users]
+        if model.method == "knowledge-mf":  # explicit ratings have a loss of their own
+            ratings = torch.linspace(training.rating_low, training.rating_low + training.rating_span, _USERS * _ITEMS)
+            batches.append(dataclasses.replace(users, target_ratings=ratings.view(_USERS, _ITEMS)))
+        moved = moved_model(config, "self-test")
+        return _worst([gradient_error(moved, batch) for batch in batches])
     finally:
         torch.random.set_rng_state(state)
 
@@ -113,15 +119,20 @@ def _four_users(model: ModelConfig) -> Batch:
     mask = torch.ones(_USERS, _USERS)
     mask[0, :2] = 0.0
     brought = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    negatives, targets, drawn = vectors(16), vectors(_USERS, _ITEMS), torch.zeros(_USERS, _ITEMS)
+    targets[1, 0], targets[3, 2] = negatives[4], negatives[9]
+    drawn[1, 0] = drawn[3, 2] = 1.0
     return Batch(
         history=vectors(_USERS, _USERS) * mask[..., None],
         history_mask=mask,
         passports=vectors(_USERS, 2) * brought[..., None],
         passport_mask=brought,
-        targets=vectors(_USERS, _ITEMS),
+        targets=targets,
         target_mask=torch.ones(_USERS, _ITEMS),
-        negatives=vectors(16),
-        hits=torch.zeros(_USERS, _ITEMS),
+        negatives=negatives,
+        hits=drawn,
         negative_weight=4.0,
         descriptor=vectors()[: model.descriptor_dimension],
+        history_items=torch.randint(ITEMS, (_USERS, _USERS), generator=generator),
+        prototypes=vectors(5),
     )

@@ -118,6 +118,16 @@ class TextEncoder:
                 return int(settings[name])
         raise ConfigError(f"the text model '{self.model}' does not say how long its vectors are", do="Choose a transformers encoder model.")
 
+    @property
+    def tokenizer(self) -> Any:
+        """What cuts a text into tokens. Raises ConfigError like all that loads the model."""
+        return self._loaded[0]
+
+    @property
+    def language_model(self) -> Any:
+        """The model itself, in evaluation mode; this encoder's own, so whoever changes it takes an encoder of his own."""
+        return self._loaded[1]
+
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Array32:
         """Vectors (n, dimension) float32 of texts, in their order: unit rows, and a row of zeros for a text without any token.
 
