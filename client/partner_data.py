@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import polars as pl
 
+from shared.config import RunConfig
 from shared.errors import ConfigError, DataError
 
 from .data.catalogue import Catalogue, CatalogueColumns, read_catalogue
@@ -84,7 +85,15 @@ class PartnerData:
         """Raises what `read_catalogue` raises."""
         return read_catalogue(self._there("items"), columns=self._items)
 
-    def interactions(self, catalogue: Catalogue, key: bytes, *, max_items_per_user: int, without: np.ndarray | None = None) -> ReadResult:
+    def interactions(
+        self,
+        catalogue: Catalogue,
+        key: bytes,
+        *,
+        max_items_per_user: int,
+        without: np.ndarray | None = None,
+        rating_range: tuple[float, float] | None = None,
+    ) -> ReadResult:
         """Raises what `sources.read` raises."""
         data = self._settings.data
         return read(
@@ -96,6 +105,7 @@ class PartnerData:
             unknown_items=cast(Literal["refuse", "drop"], data.unknown_items),
             max_items_per_user=max_items_per_user,
             without=without,
+            rating_range=rating_range,
         )
 
     def links(self, key: bytes) -> Links | None:
@@ -240,6 +250,13 @@ def partner_data(settings: ClientSettings) -> Iterator[PartnerData]:
         yield data
     finally:
         data.close()
+
+
+def rating_range(settings: ClientSettings, config: RunConfig) -> tuple[float, float] | None:
+    """Lowest and highest rating that the run's method can read; None where it reads none, or the partner has none."""
+    if config.model.method != "knowledge-mf" or not settings.data.rating_column:
+        return None
+    return config.training.rating_low, config.training.rating_low + config.training.rating_span
 
 
 def without_places(settings: ClientSettings) -> dict[str, Any]:

@@ -7,6 +7,7 @@
       training/         histories of training users (the same, without those whom a benchmark holds out)
       people.npz        training rows, roles, links
       text.npy          (n_items, D) text vectors
+      tokens.npy        (n_items, T) tokens of texts, where the run's encoder reads them
       catalogue.json    item ids, hash of the catalogue
       said.json         what the partner was told about the files
       <space version>/  coordinates.npy, and the arrays of the space
@@ -31,7 +32,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,10 +48,13 @@ from .data.pseudonyms import PseudonymTable, load_or_create_key, locate
 from .data.sources import ReadReport
 from .data.split import COLD, TRAIN, VALIDATION, role
 from .durable_files import write_file
-from .partner_data import PartnerData, partner_data, without_places
+from .partner_data import PartnerData, partner_data, rating_range, without_places
 from .register import marks_of
 from .settings import ClientSettings
 from .suppression import Marks
+
+if TYPE_CHECKING:
+    from .model.item_tokens import ItemTokens
 
 _FORMAT = "2"
 _VERSIONS_KEPT = 2
@@ -125,6 +129,13 @@ class PreparedDomain:
             self.fix_space(self.space(space_version))
         return np.asarray(np.load(path, mmap_mode="r"))
 
+    def item_tokens(self, space_version: str) -> ItemTokens | None:
+        """What a language model reads of each item, memory-mapped; None where the run's encoder reads no texts."""
+        from .model.item_tokens import ItemTokens
+
+        path = self.folder / "tokens.npy"
+        return ItemTokens.of(np.load(path, mmap_mode="r"), self.space(space_version)) if path.is_file() else None
+
     def space(self, space_version: str) -> InterestSpace:
         """The interest space that `fix_space` kept."""
         path = self._kept_space(space_version)
@@ -196,6 +207,8 @@ def _fingerprint(settings: ClientSettings, config: RunConfig, marks: Marks, vers
         settings.text_model,
         config.training.max_items_per_user,
         *([marks.digest] if marks.digest else []),
+        *([{"tokens": config.model.lora_tokens}] if config.model.encoder == "text-lora" else []),
+        *([{"ratings": rating_range(settings, config)}] if rating_range(settings, config) else []),
     ]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
@@ -297,8 +310,11 @@ def _write(
     progress: Progress | None,
 ) -> None:
     key = load_or_create_key(settings.at_home("keys") / "pseudonyms.key")
-    result = data.interactions(catalogue, key, max_items_per_user=config.training.max_items_per_user, without=marks.users)
+    ratings, most = rating_range(settings, config), config.training.max_items_per_user
+    result = data.interactions(catalogue, key, max_items_per_user=most, without=marks.users, rating_range=ratings)
     everyone = by_user(result.interactions)
+    if ratings is None:  # what no method reads is not kept a second time
+        everyone = dataclasses.replace(everyone, ratings=None)
     table = PseudonymTable(pseudonyms=everyone.pseudonyms, external_ids=result.external_ids)
     table.save(settings.at_home("keys") / "external_ids.parquet")
     links = data.links(key)
@@ -338,6 +354,10 @@ def _encode(folder: Path, settings: ClientSettings, config: RunConfig, catalogue
         threads=config.compute.torch_threads,
     )
     np.save(folder / "text.npy", encoder.encode(catalogue.texts, progress))
+    if config.model.encoder == "text-lora":
+        from .model.item_tokens import tokens_of
+
+        np.save(folder / "tokens.npy", tokens_of(catalogue.texts, text_model=settings.text_model, most=config.model.lora_tokens))
 
 
 def _linked(links: Links | None, pseudonyms: np.ndarray, marks: Marks) -> dict[str, Linked]:
@@ -367,7 +387,8 @@ def without_last(histories: Histories) -> Histories:
     keep = np.ones(len(histories.items), dtype=bool)
     keep[histories.offsets[1:][drop] - 1] = False
     offsets = np.concatenate([[0], np.cumsum(lengths - drop)]).astype(np.int64)
-    return Histories(offsets=offsets, items=histories.items[keep], times=histories.times[keep], pseudonyms=histories.pseudonyms)
+    ratings = None if histories.ratings is None else histories.ratings[keep]
+    return dataclasses.replace(histories, offsets=offsets, items=histories.items[keep], times=histories.times[keep], ratings=ratings)
 
 
 def _open(folder: Path) -> PreparedDomain:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from shared import wire
 from shared.errors import BudgetExhausted, Refusal
 
@@ -59,11 +61,14 @@ def training_data(settings: ClientSettings) -> local_round.TrainingData:
     config, prepared = opened(settings)
     version = CurrentRun(settings).space_version()
     coordinates = prepared.coordinates(version)
+    space = prepared.space(version)
     return local_round.TrainingData(
         domain=settings.domain,
         histories=prepared.training,
         coordinates=coordinates,
         passports=for_training(settings, prepared, version, config.model.dimension),
-        descriptor=prepared.space(version).descriptor(coordinates, config.model.descriptor_dimension),
+        descriptor=space.descriptor(coordinates, config.model.descriptor_dimension),
         space_version=version,
+        prototypes=np.asarray(space.prototypes),
+        item_tokens=prepared.item_tokens(version),
     )

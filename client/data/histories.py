@@ -1,7 +1,7 @@
 """Histories: each user's items in the order of time, as flat arrays that can be mapped into memory.
 
-User u owns ``items[offsets[u] : offsets[u + 1]]``, earliest first. Ten million users with a hundred items each take 4 GB on disk for items
-and 8 GB for times; mapped, a batch touches only its own users' pages.
+User u owns ``items[offsets[u] : offsets[u + 1]]``, earliest first; its ratings lie in the same way, where
+a method reads any. Ten million users with a hundred items each take 4 GB on disk for items and 8 GB for times; mapped, a batch touches only its own users' pages.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .interactions import Interactions, latest, time_order
 from .pseudonyms import PSEUDONYM_BYTES
 
 _ARRAYS = {"offsets": np.int64, "items": np.int32, "times": np.int64, "pseudonyms": np.uint8}
+_RATINGS = "ratings"
 
 
 def _nobody() -> np.ndarray:
@@ -37,12 +38,14 @@ class Histories:
         items: (n,) int32 positions in the catalogue, earliest first within a user.
         times: (n,) int64 in the same order.
         pseudonyms: (n_users, 16) uint8 sorted, or (0, 16) where the users have no names.
+        ratings: (n,) float32 in the same order, as given; None where nothing reads them.
     """
 
     offsets: np.ndarray
     items: np.ndarray
     times: np.ndarray
     pseudonyms: np.ndarray = field(default_factory=_nobody)
+    ratings: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name, dtype in _ARRAYS.items():
@@ -55,6 +58,8 @@ class Histories:
             raise DataError("histories: there is not one time for each item")
         if self.pseudonyms.shape not in ((self.n_users, PSEUDONYM_BYTES), (0, PSEUDONYM_BYTES)):
             raise DataError("histories: there is not one pseudonym for each user")
+        if self.ratings is not None and (self.ratings.dtype != np.float32 or self.ratings.shape != (n,)):
+            raise DataError("histories: there is not one rating, float32, for each item")
 
     def __len__(self) -> int:
         return self.n_users
@@ -107,6 +112,19 @@ class Histories:
         items *= mask
         return items, mask
 
+    def rated(self, users: np.ndarray, length: int) -> np.ndarray:
+        """Ratings in the places of `padded`: (batch, length) float32, 0 where there is none.
+
+        Raises:
+            DataError: these histories hold no ratings.
+        """
+        if self.ratings is None:
+            raise DataError("histories: there are no ratings", do="Name the column in 'data.rating_column' of partner.toml.")
+        positions, mask = self.window(users, length)
+        if len(self.ratings) == 0:
+            return np.zeros(mask.shape, dtype=np.float32)
+        return np.asarray(np.where(mask, self.ratings[positions], np.float32(0.0)))
+
     def select(self, user_mask: np.ndarray) -> Histories:
         """Histories of the users that a (n_users,) bool marks, in the same order."""
         if user_mask.dtype != np.bool_ or user_mask.shape != (self.n_users,):
@@ -118,7 +136,11 @@ class Histories:
             items=self.items[rows],
             times=self.times[rows],
             pseudonyms=self.pseudonyms[user_mask] if len(self.pseudonyms) else self.pseudonyms,
+            ratings=None if self.ratings is None else self.ratings[rows],
         )
+
+    def _kept(self) -> tuple[str, ...]:
+        return tuple(_ARRAYS) if self.ratings is None else (*_ARRAYS, _RATINGS)
 
     def save(self, folder: Path) -> None:
         """Writes one ``.npy`` for each array into a folder of its own (0700); an earlier folder is replaced, mappings of it stay valid.
@@ -131,7 +153,7 @@ class Histories:
             folder.parent.mkdir(parents=True, exist_ok=True)
             made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
             try:
-                for name in _ARRAYS:
+                for name in self._kept():
                     with open(made / f"{name}.npy", "wb", opener=_private) as file:
                         np.save(file, getattr(self, name), allow_pickle=False)
                         file.flush()
@@ -155,7 +177,8 @@ class Histories:
             DataError: the folder is missing, incomplete or damaged.
         """
         arrays: dict[str, np.ndarray] = {}
-        for name in _ARRAYS:
+        rated = (Path(folder) / f"{_RATINGS}.npy").is_file()
+        for name in (*_ARRAYS, _RATINGS) if rated else _ARRAYS:
             path = Path(folder) / f"{name}.npy"
             try:
                 arrays[name] = _load(path, mmap)
@@ -186,16 +209,16 @@ def by_user(interactions: Interactions, max_items_per_user: int | None = None) -
         interactions: in any order; in the order of `sources.read` nothing is sorted again.
         max_items_per_user: keep only the latest items of each user; None keeps all.
     """
-    users, items, times = interactions.users, interactions.items, interactions.times
+    users, items, times, ratings = interactions.users, interactions.items, interactions.times, interactions.ratings
     if not _in_order(users, times):
         order = time_order(users, times)
-        items, times = items[order], times[order]
+        items, times, ratings = items[order], times[order], None if ratings is None else ratings[order]
     offsets = _offsets(np.bincount(users, minlength=interactions.n_users))
     if max_items_per_user is not None and np.diff(offsets).max(initial=0) > max_items_per_user:
         keep = latest(offsets, max_items_per_user)
-        items, times = items[keep], times[keep]
+        items, times, ratings = items[keep], times[keep], None if ratings is None else ratings[keep]
         offsets = _offsets(np.minimum(np.diff(offsets), max_items_per_user))
-    return Histories(offsets=offsets, items=items, times=times, pseudonyms=interactions.pseudonyms)
+    return Histories(offsets=offsets, items=items, times=times, pseudonyms=interactions.pseudonyms, ratings=ratings)
 
 
 def _in_order(users: np.ndarray, times: np.ndarray) -> bool:

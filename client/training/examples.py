@@ -44,6 +44,7 @@ class Examples:
         descriptor: (d_c,) float32 of this domain.
         config: public constants.
         generator: draws the negatives and a number for each step. It need not be secret, because how often it is asked depends on no data.
+        prototypes: (K, d) float32 of the interest space, public; None where no method reads them.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Examples:
         descriptor: np.ndarray,
         config: TrainingConfig,
         generator: np.random.Generator,
+        prototypes: np.ndarray | None = None,
     ) -> None:
         self._histories = histories
         self._coordinates = coordinates
@@ -63,6 +65,7 @@ class Examples:
         self._config = config
         self._generator = generator
         self._nothing = np.zeros(coordinates.shape[1], dtype=np.float32)
+        self._prototypes = None if prototypes is None else torch.from_numpy(prototypes.astype(np.float32))
 
     def __call__(self, users: np.ndarray) -> Batch:
         """Args: users (batch,) positions. Returns the batch; works for zero users."""
@@ -84,10 +87,23 @@ class Examples:
             negative_weight=len(self._coordinates) / len(negatives),
             descriptor=self._descriptor,
             history_items=torch.from_numpy(history),
+            target_ratings=self._ratings(users, items, present, targets),
+            prototypes=self._prototypes,
         )
 
     def _rows(self, items: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(self._coordinates[items])
+
+    def _ratings(self, users: np.ndarray, items: np.ndarray, present: np.ndarray, targets: np.ndarray) -> torch.Tensor | None:
+        """(batch, M) what the user gave each target last; None where nobody rates. 0 in empty places, which no loss reads."""
+        if self._histories.ratings is None:
+            return None
+        given = self._histories.rated(users, items.shape[1])  # (batch, W)
+        if items.shape[1] == 0:
+            return torch.zeros(targets.shape)
+        that_item = (items[:, None] == targets[:, :, None]) & present[:, None]  # (batch, M, W)
+        last = that_item.shape[2] - 1 - that_item[:, :, ::-1].argmax(axis=2)  # (batch, M)
+        return torch.from_numpy(np.take_along_axis(given, last, axis=1))
 
     def _vectors(self, rows: np.ndarray) -> np.ndarray:
         if len(self._passports.vectors) == 0:

@@ -25,6 +25,7 @@ import torch
 
 from client.data.histories import Histories
 from client.ledger_lookup import check_last_receipt, find_round
+from client.model.item_tokens import ItemTokens, attach
 from client.model.methods import InterestModel, make_model
 from client.state import RoundKey, State, StateFolder
 from shared.config import RunConfig
@@ -53,6 +54,8 @@ class TrainingData:
         passports: interest vectors that training users brought.
         descriptor: (d_c,) public descriptor of the domain.
         space_version: interest space of all the above.
+        prototypes: (K, d) of that space, public; None where no method reads them.
+        item_tokens: public tokens of the catalogue; None where no encoder reads texts.
     """
 
     domain: str
@@ -61,6 +64,8 @@ class TrainingData:
     passports: Passports
     descriptor: np.ndarray
     space_version: str
+    prototypes: np.ndarray | None = None
+    item_tokens: ItemTokens | None = None
 
 
 def initial_model(config: RunConfig, domain: str) -> InterestModel:
@@ -189,6 +194,7 @@ def _train(
         )
     torch.set_num_threads(config.compute.torch_threads)
     model = initial_model(config, data.domain)
+    attach(model.encoder, data.item_tokens)
     optimizer = torch.optim.Adam([p for _, p in _trained(model)], lr=config.training.learning_rate)
     if previous is not None:
         _restore(model, optimizer, previous)
@@ -205,12 +211,13 @@ def _train(
             descriptor=data.descriptor,
             config=config.training,
             generator=keyed_generator(*named, "examples"),
+            prototypes=data.prototypes,
         ),
         mechanism=mechanism,
         divisor=float(config.privacy.expected_batch_users),
         sampler=_sampler(config, named),
         noise=_noise(config, named),
-        micro_batch_users=config.compute.micro_batch_users,
+        micro_batch_users=min(config.compute.micro_batch_users, getattr(model.encoder, "most_users", config.compute.micro_batch_users)),
         on_step=on_step,
     )
     return State(
@@ -237,10 +244,10 @@ def _arrays(model: InterestModel, optimizer: torch.optim.Adam) -> dict[str, np.n
     arrays: dict[str, np.ndarray] = {}
     steps = 0
     for name, parameter in _trained(model):
-        arrays[_MODEL + name] = parameter.detach().numpy().copy()
+        arrays[_MODEL + name] = parameter.detach().cpu().numpy().copy()
         moments = optimizer.state[parameter]
-        arrays[_FIRST + name] = moments["exp_avg"].numpy().copy()
-        arrays[_SECOND + name] = moments["exp_avg_sq"].numpy().copy()
+        arrays[_FIRST + name] = moments["exp_avg"].cpu().numpy().copy()
+        arrays[_SECOND + name] = moments["exp_avg_sq"].cpu().numpy().copy()
         steps = int(moments["step"])
     arrays[_STEPS] = np.array([steps], dtype=np.int64)
     return arrays
@@ -251,8 +258,8 @@ def _restore(model: InterestModel, optimizer: torch.optim.Adam, state: State) ->
     for name, parameter in _trained(model):
         optimizer.state[parameter] = {
             "step": torch.tensor(float(state.arrays[_STEPS][0])),
-            "exp_avg": torch.from_numpy(state.arrays[_FIRST + name].copy()),
-            "exp_avg_sq": torch.from_numpy(state.arrays[_SECOND + name].copy()),
+            "exp_avg": torch.from_numpy(state.arrays[_FIRST + name].copy()).to(parameter.device),
+            "exp_avg_sq": torch.from_numpy(state.arrays[_SECOND + name].copy()).to(parameter.device),
         }
 
 

@@ -107,6 +107,7 @@ def test_training_sees_training_users_and_their_passports_only(world: World) -> 
         "passports",
         "descriptor",
         "space_version",
+        "prototypes",
     ]
 
 
