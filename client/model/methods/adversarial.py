@@ -7,8 +7,8 @@ transferred interests from elsewhere, and a linear discriminator :math:`D(z) = \
 .. math:: \ell_{dom} = -\tfrac12 \log D(z) - \tfrac12 \tfrac1P \sum_p \log(1 - D(t_p)),
 
 the discriminator descends :math:`\lambda\,\ell_{dom}`, and encoder and transfer layer descend :math:`\ell_{task} - \lambda\,\ell_{dom}`:
-the gradient is turned round between them. All of it is one gradient of one user, clipped and noised as a whole in one step; the discriminator
-is a shared array, so that what it knows of other domains comes from their noisy averages and never from their users.
+the gradient is turned round between them. All of it is one gradient of one user, clipped and noised as a whole in one step; the
+discriminator is a shared array, so that what it knows of other domains comes from their noisy averages and never from their users.
 
 Both halves of :math:`\ell_{dom}` are there only as far as the user has them: without passports it is the first, without a history the
 second, and nobody's half is weighed by how common it is among the others.

@@ -8,10 +8,10 @@ al. 2020, "Rapid learning or feature reuse?", ICLR). For a user with interest :m
           \ell = CE_Q\big(z'(b', g')\big).
 
 The outer gradient goes to the start :math:`(b_0, g_0)`, which is a shared array, and to encoder, transfer layer and scale of scores as
-in `residual`; it goes through the inner step too, or, with ``training.first_order``, only around it. The user's whole outer gradient is clipped
-as one. Support and query are every other target in the order in which `client.training.examples` draws them, which is a function of the
-user's own items and a number of the step: no other user can move an item from one side to the other. The first is a query, so a user with
-one target item teaches the start alone.
+in `residual`; it goes through the inner step too, or, with ``training.first_order``, only around it. The user's whole outer gradient is
+clipped as one. Support and query are every other target in the order in which `client.training.examples` draws them, which is a
+function of the user's own items and a number of the step: no other user can move an item from one side to the other. The first is a
+query, so a user with one target item teaches the start alone.
 """
 
 from __future__ import annotations
