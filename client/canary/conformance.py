@@ -82,6 +82,7 @@ class Bench:
             descriptor=data.descriptor,
             config=self.config.training,
             generator=np.random.default_rng(1),
+            prototypes=data.prototypes,
         )
 
     def partner(self, name: str, config: RunConfig, crowd: synthetic.People, domain: str = "arts") -> synthetic.Partner:

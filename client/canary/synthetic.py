@@ -34,7 +34,7 @@ from shared.wire import RoundInstruction, TransferUpdate
 
 from .steps import listening
 
-ITEMS, SPACE = 300, "0" * 16
+ITEMS, PROTOTYPES, SPACE = 300, 8, "0" * 16
 SHOUTS = {"features": 1e3, "nan": float("nan"), "infinite": float("inf"), "overflow": 1e37}
 LOUD = (*SHOUTS, "length")
 """How one user can be louder than all others: passports a thousand times too large, no numbers, beyond float32, or a very long history."""
@@ -129,6 +129,7 @@ class People:
             passports=Passports(vectors=self.passports[self.brought], rows=rows),
             descriptor=public[:, :descriptor_dimension].mean(axis=0),
             space_version=SPACE,
+            prototypes=public[:PROTOTYPES],
         )
 
 
@@ -149,7 +150,8 @@ def long_histories(count: int, dimension: int) -> People:
 def watched(data: local_round.TrainingData, on_read: Callable[[np.ndarray], None]) -> local_round.TrainingData:
     """The same data; whoever reads users' items tells so first."""
     plain = data.histories
-    heard = WatchedHistories(offsets=plain.offsets, items=plain.items, times=plain.times, pseudonyms=plain.pseudonyms, on_read=on_read)
+    arrays = {name: getattr(plain, name) for name in ("offsets", "items", "times", "pseudonyms", "ratings")}
+    heard = WatchedHistories(**arrays, on_read=on_read)
     return dataclasses.replace(data, histories=heard)
 
 

@@ -1,7 +1,7 @@
 """Histories: each user's items in the order of time, as flat arrays that can be mapped into memory.
 
-User u owns ``items[offsets[u] : offsets[u + 1]]``, earliest first; its ratings lie in the same way, where
-a method reads any. Ten million users with a hundred items each take 4 GB on disk for items and 8 GB for times; mapped, a batch touches only its own users' pages.
+User u owns ``items[offsets[u] : offsets[u + 1]]``, earliest first; its ratings lie in the same way, where a method reads any. Ten million
+users with a hundred items each take 4 GB on disk for items and 8 GB for times; mapped, a batch touches only its own users' pages.
 """
 
 from __future__ import annotations
