@@ -25,7 +25,10 @@ from .commands.init import EPILOG as INIT_EPILOG
 from .commands.init import init, join
 from .commands.ledger import ledger
 from .commands.passports import passport
+from .commands.recommend import EPILOG as RECOMMEND_EPILOG
+from .commands.recommend import recommend, similar
 from .commands.release import release
+from .commands.serve import SERVE_EPILOG, serve
 from .commands.up import STATUS_EPILOG, UP_EPILOG, status, up
 
 app = typer.Typer(
@@ -48,6 +51,10 @@ app.command(epilog=CANARY_EPILOG)(canary)
 app.command(epilog=ALLOW_EPILOG)(allow)
 app.command(epilog=ALLOW_EPILOG)(allowed)
 app.command(epilog=epilog(0, 1, 2, 3, 4, 6, 7, 8, 9, 12, 17, 130))(forget)
+app.command(epilog=SERVE_EPILOG)(serve)
+
+app.command(epilog=RECOMMEND_EPILOG)(recommend)
+app.command(epilog=RECOMMEND_EPILOG)(similar)
 
 
 @app.callback()

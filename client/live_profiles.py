@@ -152,26 +152,37 @@ class LiveProfiles:
                 _prune(database, who)
         return bool(new)
 
-    def link(self, user: str, partner: str, link_id: str) -> None:
+    def link(self, user: str, partner: str, link_id: str) -> bool:
         """Keeps the token that a user here and one at a partner share, until the partner's file of links has it too.
 
+        Returns:
+            Whether it is new.
         Raises:
             UsageError, ForgottenUser, StorageError, StateError: as `observe`.
         """
+        return self._link(user, partner, link_id, keep=True)
+
+    def check_link(self, user: str, partner: str, link_id: str) -> None:
+        """Raises what `link` would raise, and keeps nothing."""
+        self._link(user, partner, link_id, keep=False)
+
+    def _link(self, user: str, partner: str, link_id: str, *, keep: bool) -> bool:
         who = self._name("user", user)
         check_partner_name(partner)
         if _LINK.fullmatch(link_id) is None:
             raise UsageError("'link_id' is not a token of at most 64 letters, digits and -_.:~+/=")
         with self._writing(who) as database:
-            if database.execute("SELECT count(*) FROM links").fetchone()[0] >= MOST_LINKS:
-                raise StorageError(f"'{FILE}' holds as many links as it may", do="Put the links into your file of links, then delete it.")
-            taken = database.execute("SELECT 1 FROM links WHERE partner = ? AND link_id = ? AND user <> ?", (partner, link_id, who))
-            if taken.fetchone() is not None:
+            found = database.execute("SELECT user FROM links WHERE partner = ? AND link_id = ?", (partner, link_id)).fetchone()
+            if found is not None and found[0] != who:
                 raise UsageError("'link_id' is another user's", do="A link belongs to one user.")
-            database.execute(
-                "INSERT INTO links VALUES (?, ?, ?) ON CONFLICT (user, partner) DO UPDATE SET link_id = excluded.link_id",
-                (who, partner, link_id),
-            )
+            if found is None and database.execute("SELECT count(*) FROM links").fetchone()[0] >= MOST_LINKS:
+                raise StorageError(f"'{FILE}' holds as many links as it may", do="Put the links into your file of links, then delete it.")
+            if found is None and keep:
+                database.execute(
+                    "INSERT INTO links VALUES (?, ?, ?) ON CONFLICT (user, partner) DO UPDATE SET link_id = excluded.link_id",
+                    (who, partner, link_id),
+                )
+        return found is None
 
     def of_user(self, user: str) -> Observed:
         """What was observed of one user, by the partner's own id."""

@@ -99,9 +99,12 @@ def test_no_id_of_a_user_is_in_the_file(live: LiveProfiles, tmp_path: Path) -> N
 
 
 def test_links_that_a_service_was_told_of_are_read_back_and_one_token_is_one_users(live: LiveProfiles) -> None:
-    live.link("ann", "books", "token-1")
-    live.link("ann", "films", "token-2")
-    live.link("ann", "books", "token-3")
+    live.check_link("ann", "books", "token-1")
+    assert live.links_of("ann") == {}
+    assert live.link("ann", "books", "token-1")
+    assert not live.link("ann", "books", "token-1")
+    assert live.link("ann", "films", "token-2")
+    assert live.link("ann", "books", "token-3")
 
     assert live.links_of("ann") == {"books": "token-3", "films": "token-2"}
     assert live.links_of("bob") == {}
