@@ -1,11 +1,14 @@
 """The end of a run: the final transfer layer arrives, and the domain fits its serving heads with it.
 
-A serving head is fitted on exact local data, so it lives in the serving folder: training cannot read it, and it never leaves.
+A serving head is fitted on exact local data, so it lives in the serving folder: training cannot read it, and it never leaves. So does the
+blend for warm users, which reads what items say about one another.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,8 +17,12 @@ from shared import wire
 from shared.config import RunConfig
 from shared.errors import StateError
 
+from .data.histories import Histories
+from .model import warm_fit
 from .model.domain_head import FittingData, ServingHead, counts_by_group, fit
+from .model.item_tokens import ReadsTexts
 from .model.methods import InterestModel
+from .model.warm_head import WarmHead
 from .passport_exchange import of_users
 from .preparation import TRAIN, PreparedDomain
 from .queries import CurrentRun, opened
@@ -28,11 +35,12 @@ from .training.noise import keyed_generator
 OWN = "own history"
 """Name of the head that reads a user's own history, no domain's name; the others are named by the source of the passports they read."""
 
+_WARM = "warm/"
 _ROWS_AT_A_TIME = 4096
 
 
 def deliver(settings: ClientSettings, question: wire.Deliver) -> wire.Ok:
-    """Fits one head for each source of passports and one for own histories.
+    """Fits one head for each source of passports, one for own histories, and the blend for warm users.
 
     Raises:
         StateError: nothing was trained here yet.
@@ -59,9 +67,10 @@ def fit_and_keep(settings: ClientSettings, layer: dict[str, np.ndarray], *, roun
     heads = {source: domain.fit_head(source, domain.transferred(trained, source)) for source in sorted(prepared.links)}
     heads[OWN] = domain.fit_own_head(trained)
     arrays = {f"head/{name}/{part}": array for name, head in heads.items() for part, array in head.to_arrays().items()}
+    arrays |= {f"{_WARM}{name}": array for name, array in domain.fit_warm_head().to_arrays().items()}
     arrays |= {f"layer/{name}": array for name, array in trained.shared_arrays().items()}
     # the model too: a later run trains another one in the state folder, and people want recommendations meanwhile
-    arrays |= {f"model/{name}": array.detach().numpy().copy() for name, array in trained.named_parameters() if array.requires_grad}
+    arrays |= {f"model/{name}": array.detach().cpu().numpy().copy() for name, array in trained.named_parameters() if array.requires_grad}
     meta: dict[str, str | int] = {"run_id": run.run_id(), "round": round, "config": config.to_toml(), "catalogue": prepared.catalogue_hash}
     ServingFolder(settings.at_home("serving")).replace(ServingState(arrays=arrays, space_version=version, meta=meta))
 
@@ -93,6 +102,8 @@ def delivered_model(settings: ClientSettings, config: RunConfig, layer: dict[str
     if state is None or state.key is None or state.key.run_id != run.run_id() or state.space_version != run.space_version():
         raise StateError("nothing was trained here in this run yet", do="Run at least one round before the final layer is delivered.")
     model = initial_model(config, settings.domain)
+    if isinstance(model.encoder, ReadsTexts):
+        model.encoder.attach(opened(settings)[1].item_tokens(run.space_version()))
     load_model(model, state)
     model.load_shared(layer)
     return model.eval()
@@ -121,6 +132,16 @@ def serving_heads(state: ServingState) -> dict[str, ServingHead]:
             _, name, part = key.split("/")
             parts.setdefault(name, {})[part] = array
     return {name: ServingHead.from_arrays(arrays) for name, arrays in parts.items()}
+
+
+def serving_warm_head(state: ServingState) -> WarmHead | None:
+    """The blend for warm users; None where an earlier version delivered.
+
+    Raises:
+        StateError: it is damaged.
+    """
+    arrays = {name.removeprefix(_WARM): array for name, array in state.arrays.items() if name.startswith(_WARM)}
+    return WarmHead.from_arrays(arrays) if arrays else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -193,6 +214,12 @@ class Domain:
         )
         return fit(data, np.asarray(self.coordinates), generator=generator)
 
+    def fit_warm_head(self) -> WarmHead:
+        """Fits the blend for people with a history here."""
+        folder, read = self.prepared.folder.resolve(), self.config.training.max_history_items
+        np.asarray(self.coordinates)  # so that they lie in the folder
+        return _warm_head(folder, self.space_version, self.settings.domain, self.config.seed, read)
+
     @torch.no_grad()
     def own_interests(self, model: InterestModel, users: np.ndarray, *, leave_out_last: bool = False) -> np.ndarray:
         """(n, d) interests of training users from their own history here.
@@ -221,3 +248,17 @@ class Domain:
 
     def _generator(self, purpose: str) -> np.random.Generator:
         return keyed_generator(self.config.seed, self.settings.domain, "head", purpose)
+
+
+@functools.lru_cache(maxsize=4)
+def _warm_head(folder: Path, space_version: str, domain: str, seed: int, max_history: int) -> WarmHead:
+    """The model has no part in it, so that runs which share prepared data in one process, as a run and its controls do, fit it once.
+
+    Args:
+        folder: of the prepared data; its name is that of its content.
+    """
+    training = Histories.open(folder / "training")
+    coordinates = np.load(folder / space_version / "coordinates.npy")
+    counts = counts_by_group([training.items], len(coordinates))[0]
+    generator = keyed_generator(seed, domain, "head", "warm")
+    return warm_fit.fit(training, coordinates, counts, generator=generator, max_history=max_history)

@@ -14,9 +14,10 @@ from shared.errors import StateError
 from shared.ranking import Ranking, ScoreRows, ranks_of
 
 from .data.pseudonyms import PseudonymTable
-from .delivery import OWN, Domain, delivered_model, serving_heads
+from .delivery import OWN, Domain, delivered_model, serving_heads, serving_warm_head
 from .model.domain_head import ServingHead
 from .model.methods import InterestModel
+from .model.warm_head import WarmHead
 from .passport_exchange import interests
 from .preparation import COLD, VALIDATION
 from .queries import CurrentRun, opened
@@ -70,6 +71,7 @@ class EvaluatedDomain:
     domain: Domain
     model: InterestModel
     heads: dict[str, ServingHead]
+    warm_head: WarmHead | None = None
 
     @property
     def n_items(self) -> int:
@@ -141,6 +143,19 @@ class EvaluatedDomain:
         """The trained encoder on the own history, and the head for it."""
         return self._scores(people.interests, self.heads[OWN])
 
+    def recommender(self, people: HeldOut) -> ScoreRows | None:
+        """What the partner's own recommender offers warm people: the blend; None where an earlier version delivered."""
+        head, training = self.warm_head, self.domain.prepared.training
+        if head is None:
+            return None
+        coordinates = np.asarray(self.domain.coordinates)
+
+        def scores(start: int, stop: int) -> np.ndarray:
+            items, mask = training.padded(people.rows[start:stop], head.max_history, trim=True)
+            return head.scores(items, mask, coordinates)
+
+        return scores
+
     def _scores(self, vectors: np.ndarray, head: ServingHead) -> ScoreRows:
         coordinates = np.asarray(self.domain.coordinates)
         return lambda start, stop: head.scores(vectors[start:stop], coordinates)
@@ -174,7 +189,7 @@ def evaluated(settings: ClientSettings) -> EvaluatedDomain:
     layer = {name.removeprefix("layer/"): array for name, array in serving.arrays.items() if name.startswith("layer/")}
     model = delivered_model(settings, config, layer)
     domain = Domain(settings=settings, config=config, prepared=prepared, space_version=version)
-    return EvaluatedDomain(domain=domain, model=model, heads=serving_heads(serving))
+    return EvaluatedDomain(domain=domain, model=model, heads=serving_heads(serving), warm_head=serving_warm_head(serving))
 
 
 def _distinct_items(items: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

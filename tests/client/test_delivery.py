@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from client import delivery
-from client.delivery import OWN, Domain, serving_heads
+from client.delivery import OWN, Domain, serving_heads, serving_warm_head
 from client.preparation import TRAIN, prepare
 from client.queries import CurrentRun
 from client.serving_state import ServingFolder
@@ -60,6 +60,30 @@ def test_the_same_layer_gives_the_same_heads(done: World) -> None:
     assert first is not None
     assert second is not None
     assert all(np.array_equal(array, second.arrays[name]) for name, array in first.arrays.items())
+
+
+def test_the_blend_for_warm_users_is_kept_beside_the_heads_and_is_that_of_training_users(done: World) -> None:
+    state = ServingFolder(done["films"].at_home("serving")).current()
+    assert state is not None
+    here = domain(done["films"], state.space_version)
+    counts = np.bincount(here.prepared.training.items, minlength=len(here.coordinates))
+
+    kept, fitted = serving_warm_head(state), here.fit_warm_head()
+
+    assert kept is not None
+    np.testing.assert_allclose(np.expm1(kept.log_counts), counts, rtol=1e-5)
+    assert (kept.blend, kept.max_history) == (fitted.blend, CONFIG.training.max_history_items)
+    items, mask = here.prepared.training.padded(np.arange(5), 10)
+    coordinates = np.asarray(here.coordinates)
+    np.testing.assert_array_equal(kept.scores(items, mask, coordinates), fitted.scores(items, mask, coordinates))
+
+
+def test_a_serving_state_of_an_earlier_version_has_no_blend(done: World) -> None:
+    state = ServingFolder(done["films"].at_home("serving")).current()
+    assert state is not None
+    older = {name: array for name, array in state.arrays.items() if not name.startswith("warm/")}
+
+    assert serving_warm_head(dataclasses.replace(state, arrays=older)) is None
 
 
 def test_before_a_round_there_is_nothing_to_deliver_into(world: World) -> None:

@@ -13,7 +13,9 @@ import pytest
 from client.data.histories import Histories
 from client.data.split import COLD, VALIDATION, role
 from client.evaluation import LIST_LENGTH, EvaluatedDomain, _distinct_items, evaluated, rank
+from client.model.collaborative import nothing
 from client.model.domain_head import ServingHead
+from client.model.warm_head import Blend, WarmHead
 from client.queries import CurrentRun
 from shared.errors import StateError
 from tests.client.partner_world import CONFIG, LINKED, SPLIT_SEED, World, link_id, people
@@ -89,6 +91,25 @@ def test_an_item_taken_twice_is_held_out_all_the_same(done: World, films: Evalua
         seen = asked.seen[asked.seen_offsets[at] : asked.seen_offsets[at + 1]]
         assert asked.truth[at] not in seen
         assert len(seen) == prepared.training.lengths[at] - 1
+
+
+def test_the_recommender_reads_what_warm_people_had_and_not_what_was_kept_back(films: EvaluatedDomain) -> None:
+    d, n = films.domain.coordinates.shape[1], films.n_items
+    text_alone = WarmHead(
+        blend=Blend(text=1.0, text_decay=1.0), log_counts=np.zeros(n, np.float32), collaborative=nothing(n), max_history=50
+    )
+    asked = films.warm_people()
+
+    scores = dataclasses.replace(films, warm_head=text_alone).recommender(asked)
+    assert scores is not None
+    found = scores(3, 5)
+
+    for row, at in zip(found, (3, 4), strict=True):
+        had = asked.seen[asked.seen_offsets[at] : asked.seen_offsets[at + 1]]
+        mean = films.domain.coordinates[had].mean(axis=0)
+        assert mean.shape == (d,)
+        np.testing.assert_allclose(row, films.domain.coordinates @ mean, atol=1e-5)
+    assert dataclasses.replace(films, warm_head=None).recommender(asked) is None
 
 
 def test_shuffled_is_the_same_model_fed_with_somebody_elses_passport(films: EvaluatedDomain) -> None:
