@@ -17,8 +17,19 @@ from .requests import UnknownUser
 USERS_AT_A_TIME = 4096
 _USERS_LOOKED_UP_AT_A_TIME = 65_536
 
-COLUMNS = ("user", "rank", "item", "score", "reason", "source", "uncertainty", "model_version")
-"""Of a frame: text, whole number from 1, text, number, text, text, number from 0 to 1, text."""
+SCHEMA = pl.Schema(
+    {
+        "user": pl.String(),
+        "rank": pl.Int32(),
+        "item": pl.String(),
+        "score": pl.Float32(),
+        "reason": pl.String(),
+        "source": pl.String(),
+        "uncertainty": pl.Float32(),
+        "model_version": pl.String(),
+    }
+)
+"""Of a frame; ranks begin with 1, uncertainties go from 0 to 1."""
 
 Progress = Callable[[int, int], None]
 
@@ -62,7 +73,7 @@ def refuse_strangers(now: Opened, wanted: Wanted, name_of: Callable[[int], str])
 
 
 def frames(now: Opened, wanted: Wanted, progress: Progress | None) -> Iterator[pl.DataFrame]:
-    """Yields frames with `COLUMNS`; users in the order given, their items best first."""
+    """Yields frames of `SCHEMA`; users in the order given, their items best first."""
     for start in range(0, len(wanted.ids), USERS_AT_A_TIME):
         chunk = slice(start, min(start + USERS_AT_A_TIME, len(wanted.ids)))
         people = wanted.people(now, chunk)
@@ -87,6 +98,7 @@ def _frame(now: Opened, ids: pl.Series, found: Interests, top: TopItems, reasons
             "source": now.sources.gather(found.sources[rows]),
             "uncertainty": found.uncertainty[rows],
             "model_version": pl.repeat(now.delivered.version, n * k, eager=True),
-        }
+        },
+        schema=SCHEMA,
     )
     return frame.filter(pl.Series(top.items.ravel() >= 0))

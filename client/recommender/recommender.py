@@ -161,7 +161,7 @@ class Recommender:
             name_of: what to call the i-th user in an error, instead of the id.
             progress: called with (users done, users in all).
         Yields:
-            frames with `COLUMNS`; users in the order given, their items best first.
+            frames of `SCHEMA` (`client.recommender.batches`); users in the order given, their items best first.
         Raises:
             UsageError: before the first frame, where lists of k cannot be made, or declared interests not be read; `UnknownUser`.
         """
