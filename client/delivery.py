@@ -22,6 +22,7 @@ from .model import warm_fit
 from .model.domain_head import FittingData, ServingHead, counts_by_group, fit
 from .model.item_tokens import ReadsTexts
 from .model.methods import InterestModel
+from .model.methods.knowledge_mf import ReadsPrototypes
 from .model.warm_head import WarmHead
 from .passport_exchange import of_users
 from .preparation import TRAIN, PreparedDomain
@@ -177,7 +178,10 @@ class Domain:
         """(n, d) passports -> (n, d) interests for this domain."""
         if model is None or len(vectors) == 0:
             return vectors
-        descriptor = self.prepared.space(self.space_version).descriptor(self.coordinates, self.config.model.descriptor_dimension)
+        space = self.prepared.space(self.space_version)
+        if isinstance(model, ReadsPrototypes):
+            model.read_with(torch.from_numpy(np.array(space.prototypes)))
+        descriptor = space.descriptor(self.coordinates, self.config.model.descriptor_dimension)
         moved = model.transferred(torch.from_numpy(vectors)[:, None], torch.from_numpy(descriptor))
         return np.asarray(moved[:, 0].numpy())
 

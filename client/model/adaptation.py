@@ -20,7 +20,7 @@ from shared.config import RunConfig
 MOST_NEGATIVES = 4096
 """Items of the catalogue that a support item is held against; of a larger catalogue every so many-th."""
 
-_USERS_AT_A_TIME = 256
+_USERS_AT_A_TIME, _SHUT = 256, 1e-3
 
 
 def inner_loop(
@@ -79,6 +79,18 @@ class Start:
     rate: float
     steps: int
 
+    def begin(self, interests: np.ndarray) -> np.ndarray:
+        """(n, d) interests without any start, such as encoded histories -> where their adaptation begins.
+
+        Transferred interests stand there already: the model of the method applies the start to them.
+        """
+        return np.asarray((1.0 + self.gate) * interests + self.offset, dtype=np.float32)
+
+    def undone(self, begun: np.ndarray) -> np.ndarray:
+        """The inverse of `begin`; what a gate of -1 has shut out altogether stays as it is."""
+        opened = 1.0 + self.gate
+        return np.asarray((begun - self.offset) / opened if abs(opened) > _SHUT else begun, dtype=np.float32)
+
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray], config: RunConfig, *, scale: float | None = None) -> Start:
         """The start in a delivered shared layer; the zero start for a method that learns none.
@@ -86,7 +98,7 @@ class Start:
         Args:
             arrays: shared arrays by name.
             config: of the run that made them.
-            scale: as this domain trained it; None where it did not train, and the public start of it holds.
+            scale: as this domain trained it (`InterestModel.head`); None where it did not train, and the public start of it holds.
         """
         offset, gate = arrays.get("start.offset"), arrays.get("start.gate")
         return cls(
@@ -102,7 +114,7 @@ def adapt(interests: np.ndarray, items: np.ndarray, present: np.ndarray, coordin
     """Interests after a user's own few interactions; nothing is trained, and no user sees another.
 
     Args:
-        interests: (n, d) float32 before the start is applied, such as transferred passports or encoded histories.
+        interests: (n, d) float32 where adaptation begins: transferred passports, or what `Start.begin` gives for other interests.
         items: (n, S) positions in the catalogue of what each user took; S may be 0.
         present: (n, S) bool, which of them are there.
         coordinates: (n_items, d) float32 of the catalogue.
@@ -129,7 +141,7 @@ def _adapted(
     drawn: np.ndarray,
     start: Start,
 ) -> np.ndarray:
-    before = torch.from_numpy(np.asarray(interests, dtype=np.float32))[:, None]  # (n, 1, d)
+    before = torch.from_numpy(start.undone(interests))[:, None]  # (n, 1, d)
     nothing = before.new_zeros(len(interests), 1)
     items = np.where(present, items, 0)
     support = Batch(

@@ -23,6 +23,8 @@ The residual is bounded: r and r_hat lie in [0, 1] and \|K\| is at most 1, so no
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +38,13 @@ from .shares import per_user
 
 _SLOPE = 0.25
 """Of the logistic function at 0: how far r_hat moves with its argument."""
+
+
+@runtime_checkable
+class ReadsPrototypes(Protocol):
+    """A method whose carried-over interests read the prototypes of the interest space; who serves hands them in."""
+
+    def read_with(self, prototypes: Tensor) -> None: ...
 
 
 class KnowledgeModel(InterestModel):
