@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -35,6 +36,12 @@ class Killer:
         if (writes or event in CHANGES) and str(arguments[0]).startswith(self.below):
             self._moment(event)
 
+    def connect(self, *arguments: Any, **options: Any) -> sqlite3.Connection:
+        """As `sqlite3.connect`, and each statement is a moment before it is carried out."""
+        connection = sqlite3.Connection(*arguments, **options)
+        connection.set_trace_callback(lambda statement: self._moment(f"sql {statement.split()[0]}"))
+        return connection
+
     def _moment(self, what: str) -> None:
         self.moments.append(what)
         if len(self.moments) == self.at + 1:
@@ -48,6 +55,8 @@ def child(work: Callable[[Path, Killer], None], root: Path, at: int, told: Path)
         return os.waitpid(process, 0)[1]
     killer = Killer(at, root)
     sys.addaudithook(killer.audit)
+    if work is drawing:
+        sqlite3.connect = killer.connect  # type: ignore[assignment]
     try:
         work(root, killer)
         told.write_text(json.dumps(killer.moments))
@@ -71,9 +80,23 @@ def releasing(root: Path, killer: Killer) -> None:
     release(ClientSettings.read(root / "books" / "partner.toml"), Ask(purpose="count", noise_multiplier=30.0), out=root / "users.json")
 
 
+def drawing(root: Path, killer: Killer) -> None:
+    from client.passport_exchange import export
+    from client.preparation import prepare
+    from client.settings import ClientSettings
+    from tests.client.partner_world import CONFIG
+
+    settings = ClientSettings.read(root / "books" / "partner.toml")
+    prepared = prepare(settings, CONFIG)
+    (version,) = (path.stem for path in settings.at_home("prepared").glob("spaces/*.npz"))
+    for target in ("films", "music"):
+        export(settings, CONFIG, prepared, target, version)
+        killer.step(f"sent {target}")
+
+
 def main() -> None:
     """Arguments: name of the work, world, folder for the copies, and from one unnamed moment to the next that is tried."""
-    work = {"forgetting": forgetting, "releasing": releasing}[sys.argv[1]]
+    work = {"forgetting": forgetting, "releasing": releasing, "drawing": drawing}[sys.argv[1]]
     world, folder, stride = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
     import client.delivery
     import client.forgetting

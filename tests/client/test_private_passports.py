@@ -1,0 +1,342 @@
+"""One draw for each person, for life: whatever asks again, whoever asks at the same time, whatever is lost, and whoever leaves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.forgetting import forget
+from client.key_rotation import own_keys
+from client.passport_exchange import for_training, interests, of_users, take_in
+from client.passports import import_passports
+from client.preparation import prepare
+from client.private_passports import DrawWitness, booked, draw_once
+from client.privunit import PrivUnit
+from client.register import Register
+from client.training.noise import SeededNoise
+from shared.errors import ConfigError, PassportError, StateError
+from shared.interest_space import InterestSpace
+from tests.client.partner_world import CONFIG, LINKED, World, link_id
+from tests.client.private_world import EPSILON, choose, copied, environment, make_private, opened, send, vectors
+
+
+@pytest.fixture
+def private(world: World) -> World:
+    return make_private(world)
+
+
+def fix_another_space(world: World, domain: str) -> str:
+    """Another run fixes another interest space: the same directions, turned. Returns its version."""
+    prepared = prepare(world[domain], CONFIG)
+    old = prepared.space(world.space_version)
+    turn, _ = np.linalg.qr(np.random.default_rng(4).normal(size=(8, 8)))
+    basis = (old.basis @ turn).astype(np.float32)
+    new = InterestSpace(mean=old.mean, basis=basis, scale=old.scale[::-1], prototypes=old.prototypes)
+    prepared.fix_space(new)
+    return new.version
+
+
+def draws(world: World, domain: str = "books") -> dict[bytes, bytes | None]:
+    with Register.of(world[domain]) as register, register.reading() as database:
+        return dict(database.execute("SELECT mark, vector FROM private_draws"))
+
+
+def test_all_targets_and_renewals_get_the_same_bytes(private: World) -> None:
+    first = vectors(private, "films", send(private, "films").read_bytes())
+    again = vectors(private, "films", send(private, "films").read_bytes())
+    elsewhere = vectors(private, "music", send(private, "music").read_bytes())
+
+    assert len(first) == LINKED
+    assert first == again == elsewhere
+    assert len(set(first.values())) == LINKED  # and no two people the same
+
+
+def test_a_renewal_changes_dates_and_signature_only(private: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = opened(private, "films", send(private, "films").read_bytes())
+    later = time.time() + 30 * 86_400
+    monkeypatch.setattr(time, "time", lambda: later)
+    after = opened(private, "films", send(private, "films").read_bytes())
+
+    assert after.vectors.tobytes() == before.vectors.tobytes()
+    assert after.issued - before.issued >= 30 * 86_400 - 2
+    assert take_in_at_films(private) == LINKED
+
+
+def take_in_at_films(world: World) -> int:
+    return take_in(world["films"], world.space_version, world["books"].path("outbox") / "books-to-films.passports", dimension=8)
+
+
+def test_neither_new_data_nor_a_new_interest_space_draws_again(private: World) -> None:
+    first = vectors(private, "films", send(private, "films").read_bytes())
+    with (private.root / "books/interactions.csv").open("a") as file:
+        file.write("".join(f"p{n:03d},b{n % 24:02d},1700000000\n" for n in range(LINKED)))
+    after_data = vectors(private, "films", send(private, "films").read_bytes())
+    version = fix_another_space(private, "books")
+    after_space = vectors(private, "films", send(private, "films", version).read_bytes())
+
+    assert first == after_data == after_space
+    assert len(draws(private)) == LINKED
+
+
+def test_the_noise_is_asked_for_once_and_from_the_operating_system(private: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    real = os.urandom
+    monkeypatch.setattr(os, "urandom", lambda count: (asked.append(count), real(count))[1])
+    send(private, "films")
+    assert LINKED * 8 * 8 in asked  # 64 bits for each number across
+    asked.clear()
+    send(private, "films")
+    assert LINKED * 8 * 8 not in asked
+
+
+def test_everybody_who_is_linked_gets_one_for_who_got_none_would_be_known_to_have_few_items(private: World) -> None:
+    files = private.root / "books/interactions.csv"
+    kept = [line for line in files.read_text().splitlines() if not line.startswith("p000,")]
+    files.write_text("\n".join([*kept, "p000,b01,1600000000"]) + "\n")  # one item; an exact passport needs three
+
+    assert "p000" in vectors(private, "films", send(private, "films").read_bytes())
+
+
+def test_a_person_linked_later_is_drawn_then_and_nobody_else(private: World) -> None:
+    first = vectors(private, "films", send(private, "films").read_bytes())
+    with (private.root / "books/links.csv").open("a") as file:
+        file.write(f"books-000,films,{link_id('books-000')}\n")
+    second = vectors(private, "films", send(private, "films").read_bytes())
+
+    assert set(second) - set(first) == {"books-000"}
+    assert {person: second[person] for person in first} == first
+
+
+def test_what_is_sent_is_a_release_of_the_direction_of_the_interest(private: World) -> None:
+    books, version = private["books"], private.space_version
+    prepared = prepare(books, CONFIG)
+    rows = prepared.links["films"].rows
+    true = interests(prepared.everyone, rows, prepared.coordinates(version), CONFIG)
+
+    drawn = draw_once(books, prepared, rows, version, lambda some: true[np.searchsorted(rows, some)], noise=SeededNoise("seed"))
+
+    law = PrivUnit.of(8, EPSILON)
+    assert np.array_equal(drawn.vectors, law.release(true, SeededNoise("seed")))
+    cosines = (drawn.vectors * true).sum(axis=1) * law.mean / np.linalg.norm(true, axis=1)
+    assert abs(cosines.mean() - law.mean) < 6 * cosines.std() / np.sqrt(LINKED)
+
+
+# what it costs, and where that is kept
+
+
+def test_epsilon_is_booked_once_for_each_person_and_not_in_the_ledger(private: World) -> None:
+    ledger = private["books"].ledger_path.read_bytes()
+    for target in ("films", "music", "films"):
+        send(private, target)
+    with Register.of(private["books"]) as register:
+        spent = booked(register)
+        assert spent is not None
+        assert (spent.epsilon, spent.dimensions, spent.people, spent.forgotten) == (EPSILON, 8, LINKED, 0)
+        assert {(each.partner, each.epsilon, each.passports) for each in register.overview()} == {
+            ("films", EPSILON, LINKED),
+            ("music", EPSILON, LINKED),
+        }
+    assert private["books"].ledger_path.read_bytes() == ledger
+
+
+@pytest.mark.parametrize("change", [{"epsilon_u": 8.0}, {"epsilon_u": 2.0}, {"private_dimensions": 32}, {"private_dimensions": 4}])
+def test_other_terms_are_refused_once_somebody_was_drawn(private: World, change: dict[str, float]) -> None:
+    send(private, "films")
+    choose(private, "books", **change)
+    with pytest.raises(ConfigError, match=r"begun with epsilon_u = 4 and private_dimensions = 16"):
+        send(private, "music")
+    assert not (private["books"].path("outbox") / "books-to-music.passports").exists()
+
+
+# what is lost
+
+
+@pytest.mark.parametrize("loss", ["lost", "older"])
+def test_a_lost_or_older_register_is_noticed_and_nobody_is_drawn_again(private: World, loss: str) -> None:
+    register = private["books"].at_home("register.sqlite")
+    with Register.of(private["books"]):
+        older = register.read_bytes()
+    send(private, "films")
+    register.unlink() if loss == "lost" else register.write_bytes(older)
+    (private["books"].path("outbox") / "books-to-films.passports").unlink()
+
+    with pytest.raises(StateError, match="fewer private draws than were made"):
+        send(private, "films")
+    assert not (private["books"].path("outbox") / "books-to-films.passports").exists()
+
+
+def test_the_witness_never_falls(private: World) -> None:
+    send(private, "films")
+    witness = DrawWitness(private["books"])
+    with Register.of(private["books"]) as register:
+        assert witness.draws() == LINKED
+        with register.transaction() as database:
+            database.execute("DELETE FROM private_draws")
+        witness.raise_to_what_is_there(register)
+        assert witness.draws() == LINKED
+
+
+# who leaves
+
+
+def test_forgetting_drops_the_vector_and_keeps_the_mark_and_what_was_booked(private: World) -> None:
+    gone = np.frombuffer(vectors(private, "films", send(private, "films").read_bytes())["p003"], dtype=np.float32)
+    register = private["books"].at_home("register.sqlite")
+    assert gone.tobytes() in register.read_bytes()
+
+    done = forget(private["books"], ["p003"])
+
+    assert gone.tobytes() not in register.read_bytes()
+    assert sorted(each.target for each in done.notices) == ["films"]
+    assert list(draws(private).values()).count(None) == 1
+    with Register.of(private["books"]) as opened_register:
+        spent = booked(opened_register)
+    assert spent is not None
+    assert (spent.people, spent.forgotten) == (LINKED, 1)
+
+
+def test_who_was_forgotten_and_comes_back_is_not_drawn_again(private: World) -> None:
+    first = vectors(private, "films", send(private, "films").read_bytes())
+    forget(private["books"], ["p003"])
+    with (private.root / "books/interactions.csv").open("a") as file:
+        file.write("".join(f"p003,b{n:02d},1700000000\n" for n in range(5)))
+
+    again = vectors(private, "films", send(private, "films").read_bytes())
+
+    assert again == {person: vector for person, vector in first.items() if person != "p003"}
+    assert list(draws(private).values()).count(None) == 1
+
+
+@pytest.mark.parametrize("drawn_before", [True, False])
+def test_who_is_forgotten_while_an_export_runs_is_not_in_it(private: World, drawn_before: bool) -> None:
+    books, version = private["books"], private.space_version
+    prepared = prepare(books, CONFIG)  # the export opened its data
+    rows = prepared.links["films"].rows
+    if drawn_before:
+        send(private, "music")
+    forget(books, ["p003"])  # and then somebody left
+
+    drawn = draw_once(books, prepared, rows, version, lambda some: np.ones((len(some), 8)))
+
+    assert len(drawn.vectors) == LINKED - 1
+    assert len([vector for vector in draws(private).values() if vector is not None]) == LINKED - 1
+
+
+# at the target
+
+
+def test_a_target_reads_them_in_its_space_as_it_reads_exact_ones(private: World) -> None:
+    send(private, "films")
+    assert take_in_at_films(private) == LINKED
+    films = private["films"]
+    prepared = prepare(films, CONFIG)
+
+    rows, found = of_users(films, prepared, "books", private.space_version)
+
+    sent = vectors(private, "films")
+    links = dict(zip(prepared.links["books"].rows.tolist(), prepared.links["books"].link_ids.tolist(), strict=True))
+    by_link = {link_id(person): np.frombuffer(vector, dtype=np.float32) for person, vector in sent.items()}
+    assert found.dtype == np.float32
+    assert found.shape == (LINKED, 8)
+    np.testing.assert_allclose(found, np.stack([by_link[links[row]] for row in rows.tolist()]), rtol=1e-6)
+    assert len(for_training(films, prepared, private.space_version, 8).vectors) > 0
+
+
+def test_in_another_space_the_same_passports_go_on_without_being_sent_again(private: World) -> None:
+    send(private, "films")
+    take_in_at_films(private)
+    films = private["films"]
+    _, before = of_users(films, prepare(films, CONFIG), "books", private.space_version)
+    version = fix_another_space(private, "films")
+
+    rows, after = of_users(films, prepare(films, CONFIG), "books", version)
+
+    old, new = (prepare(films, CONFIG).space(each) for each in (private.space_version, version))
+    assert len(rows) == LINKED
+    np.testing.assert_allclose((after * new.scale) @ new.basis.T, (before * old.scale) @ old.basis.T, atol=1e-4)  # the same texts
+
+
+def test_the_newer_of_an_exact_and_a_private_passport_counts(private: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose(private, "books", mode="exact")
+    send(private, "films")
+    take_in_at_films(private)
+    exact = (private["books"].path("outbox") / "books-to-films.passports").read_bytes()
+    choose(private, "books", mode="private")
+    later = time.time() + 60
+    monkeypatch.setattr(time, "time", lambda: later)
+    send(private, "films")
+
+    assert take_in_at_films(private) == LINKED
+    (private["books"].path("outbox") / "books-to-films.passports").write_bytes(exact)
+    assert take_in_at_films(private) == 0  # an older file, played again
+    with Register.of(private["films"]) as register:
+        assert [(each.epsilon, each.passports) for each in register.overview() if each.direction == "in"] == [(EPSILON, LINKED)]
+
+
+@pytest.mark.parametrize("what", ["expired", "foreign", "unknown source"])
+def test_an_expired_or_foreign_file_is_refused(private: World, what: str) -> None:
+    path = send(private, "films")
+    partner = "music" if what == "unknown source" else "books"
+    opener = "music" if what == "foreign" else "films"
+    now = int(time.time()) + (181 * 86_400 if what == "expired" else 0)
+    with pytest.raises(PassportError, match={"expired": "expired", "foreign": "not sealed", "unknown source": "not among"}[what]):
+        import_passports(
+            path.read_bytes(),
+            keys=own_keys(private[opener]),
+            me="films",
+            partners={partner: own_keys(private[partner]).public(partner)},
+            space_version=private.space_version,
+            now=now,
+        )
+
+
+# two at once
+
+EXPORTER = """
+    import sys, time
+    from pathlib import Path
+    from client.passport_exchange import export
+    from client.preparation import prepare
+    from client.settings import ClientSettings
+    from tests.client.partner_world import CONFIG
+    toml, version, target, go = sys.argv[1:]
+    settings = ClientSettings.read(Path(toml))
+    prepared = prepare(settings, CONFIG)
+    prepared.coordinates(version)
+    import client.model.encoders.recency
+    print("ready", flush=True)
+    while not Path(go).exists():
+        time.sleep(0.001)
+    for _ in range(3):
+        export(settings, CONFIG, prepared, target, version)
+"""
+
+
+@pytest.mark.journey
+@pytest.mark.parametrize("attempt", range(2))
+def test_two_processes_at_once_send_the_same_bytes(private: World, tmp_path: Path, attempt: int) -> None:
+    world = copied(private, tmp_path / f"attempt-{attempt}")
+    go = tmp_path / f"go-{attempt}"
+    processes = []
+    for target in ("films", "music", "films"):
+        words = [sys.executable, "-c", textwrap.dedent(EXPORTER), world.toml("books"), world.space_version, target, str(go)]
+        processes.append(subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, text=True))
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    go.touch()
+    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    for process in processes:
+        process.stdout.close()  # type: ignore[union-attr]
+
+    films, music = vectors(world, "films"), vectors(world, "music")
+    assert len(films) == LINKED
+    assert films == music
+    assert len(draws(world)) == LINKED
