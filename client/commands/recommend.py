@@ -30,9 +30,7 @@ MOST_ON_A_SCREEN = 50
 
 Engine = Annotated[
     str,
-    typer.Option(
-        help="Search: auto (exact up to a million items, an index above), exact, faiss (needs the extra 'serve'), int8.", metavar="NAME"
-    ),
+    typer.Option(help="Search: auto (exact up to a million items), exact, faiss (needs the extra 'serve') or int8.", metavar="NAME"),
 ]
 InStock = Annotated[Path | None, typer.Option(help="The only items that may be offered: one id a line, or a table.", metavar="FILE")]
 Blocked = Annotated[
@@ -54,13 +52,13 @@ def recommend(
     users: Annotated[
         list[str] | None,
         typer.Option(
-            help="Your own id of a user, or a file: one id a line, or a table. May be repeated; everybody when left out.", metavar="FILE|ID"
+            help="A user's id, or a file: one id a line, or a table. May be repeated; everybody when left out.", metavar="FILE|ID"
         ),
     ] = None,
     k: Annotated[int, typer.Option("--k", help="Items of a list.", metavar="N")] = 20,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where the lists are written: .parquet, .csv or .jsonl; on the screen when left out.", metavar="FILE"),
+        typer.Option(help="Where the lists go: .parquet, .csv or .jsonl; the screen when left out.", metavar="FILE"),
     ] = None,
     blocked: Blocked = None,
     in_stock: InStock = None,
@@ -95,13 +93,15 @@ def recommend(
     with libraries_on_stderr():
         from ..recommender.output import check_format
         from ..recommender.recommender import Recommender
+        from ..recommender.requests import check_length
 
         if out is not None:
             check_format(out)
         words, table = _declared(settings, declared)
         recommender = Recommender.open(settings, engine=engine, blocked=blocked, in_stock=in_stock)
         _say_unknown(recommender)
-        wanted = {"diversity": diversity, "with_seen": with_seen, "explain": explain}
+        check_length(k, recommender.n_items)
+        wanted: dict[str, Any] = {"diversity": diversity, "with_seen": with_seen, "explain": explain}
         if words is not None and not users:
             frame = _somebody(recommender, words, k=k, **wanted)
             written = _kept(out, iter([frame]), [])
@@ -109,10 +109,8 @@ def recommend(
         else:
             people = _people(settings, recommender, users or [], table)
             if out is None and len(people.ids) > MOST_ON_A_SCREEN:
-                raise UsageError(
-                    f"lists for {len(people.ids):,} users are too many for a screen",
-                    do="Name a file with --out, or fewer users with --users.",
-                )
+                what = f"lists for {len(people.ids):,} users are too many for a screen"
+                raise UsageError(what, do="Name a file with --out, or fewer users with --users.")
             asked = table if words is None else dict.fromkeys(people.ids.to_list(), words)
             frames = recommender.batch(
                 people.ids, k, declared=asked, even_unknown=even_unknown, name_of=people.name_of, progress=_progress(), **wanted
@@ -200,9 +198,8 @@ def _named(settings: ClientSettings, value: str, at: int, of: int) -> pl.DataFra
         return frame.select("user", called=pl.format(f"the user in row {{}} of {path}", "row"))
     if path.is_file() or is_table(path) or path.suffix == ".txt":
         lines = read_ids(path)
-        return pl.DataFrame(
-            {"user": [name for _, name in lines], "called": [f"{path}: line {number:,}" for number, _ in lines]}, schema=schema
-        )
+        called = [f"the user in line {number:,} of {path}" for number, _ in lines]
+        return pl.DataFrame({"user": [name for _, name in lines], "called": called}, schema=schema)
     if not value.strip():
         raise UsageError(f"user {at} of {of} is empty", do="Name a user, or a file of users.")
     return pl.DataFrame({"user": [value.strip()], "called": [f"user {at} of {of}"]}, schema=schema)
@@ -233,10 +230,8 @@ def _kept(out: Path | None, frames: Any, shown: list[pl.DataFrame]) -> Written:
 
 
 def _say_unknown(recommender: Recommender) -> None:
-    if recommender.filters.unknown:
-        print(
-            f"{recommender.filters.unknown:,} rows of the lists name items that the catalogue lacks; they change nothing", file=sys.stderr
-        )
+    if unknown := recommender.filters.unknown:
+        print(f"{unknown:,} rows of the lists name items that the catalogue lacks; they change nothing", file=sys.stderr)
 
 
 def _progress() -> Callable[[int, int], None] | None:
@@ -282,8 +277,8 @@ def _words(recommender: Recommender, out: Path | None, written: Written, shown: 
     lines = []
     for frame in shown:
         for (user,), rows in frame.group_by("user", maintain_order=True):
-            width = rows["item"].str.len_chars().max()
-            lines += [f"{user or 'somebody'}: {rows['source'][0]}, uncertainty {rows['uncertainty'][0]:.2f}"]
+            width = max(map(len, rows["item"]))
+            lines += [f"{user or 'somebody'!s}: {rows['source'][0]}, uncertainty {rows['uncertainty'][0]:.2f}"]
             lines += [
                 f"{rank:4}  {item:<{width}}  {score:8.3f}  {reason}"
                 for rank, item, score, reason in rows.select("rank", "item", "score", "reason").iter_rows()

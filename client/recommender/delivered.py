@@ -19,7 +19,7 @@ from shared.interest_space import InterestSpace
 
 from ..data.links import PartnerLinks
 from ..data.pseudonyms import PSEUDONYM_BYTES, load_or_create_key, locate, sort_order
-from ..delivery import Domain, refit, served_model, serving_heads
+from ..delivery import Domain, refit, served_model, serving_heads, serving_warm_head
 from ..model.domain_head import ServingHead
 from ..model.methods import InterestModel
 from ..model.warm_head import WarmHead
@@ -124,7 +124,7 @@ def open_delivered(settings: ClientSettings) -> Delivered:
         positions=positions,
         pseudonym_key=key,
         brought=_brought(domain, model, key),
-        warm=None,
+        warm=serving_warm_head(serving),
         version=_version(serving),
     )
 

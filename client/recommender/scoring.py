@@ -19,6 +19,7 @@ from ..model.domain_head import ServingHead, popularity_head
 from .cold_start import WARM, Interests, scorer_names
 from .delivered import Delivered
 from .people import People
+from .ragged import Ragged
 from .requests import DECLARED, OWN, POPULARITY
 
 Extra = Callable[[slice], np.ndarray]
@@ -125,9 +126,14 @@ class Scores:
         return there - prior - (typical - typical_prior)[:, None], prior - typical_prior[:, None]
 
     def _histories(self, people: People, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What the blend reads of some users: (rows, L) items and mask."""
-        items, mask = people.own.padded(self.delivered.config.training.max_history_items)
-        return items[users], mask[users]
+        """What the blend reads of some users: (rows, L) items, latest last, and 1 where one was liked, -1 where it was dismissed."""
+        own, dismissed, most = people.own.select(users), people.dismissed.select(users), self.delivered.config.training.max_history_items
+        both = own.then(dismissed)
+        signs = np.concatenate([np.ones(len(own.items), dtype=np.int8), -np.ones(len(dismissed.items), dtype=np.int8)])
+        order = np.argsort(np.concatenate([own.rows, dismissed.rows]), kind="stable")
+        items, mask = both.padded(most)
+        signed, _ = Ragged(offsets=both.offsets, items=signs[order].astype(np.int64)).padded(most)
+        return items, signed * mask
 
 
 def _head(name: str, delivered: Delivered) -> ServingHead:
