@@ -1,26 +1,36 @@
 r"""The serving head: interest vector for this domain -> scores of its items. Fitted on exact local data; never leaves, never trains.
 
-.. math:: s_j = \beta\,\langle z + b,\, x_j\rangle + \sum_f \gamma_f \log(n_{fj} + 1)
+.. math:: s_j = \beta\,\langle z + b,\, x_j\rangle + \sum_f \gamma_f \log(n_{fj} + 1) + \kappa\,\phi(z) F_j
 
 with :math:`n_{fj}` how often item j was taken by the people of group f (everybody, and those linked to the source domain, who buy other
-things). It is the maximum-likelihood softmax over the whole catalogue. Each user's own items are taken out of the counts that predict them
-(leave one out), or the head would learn to believe in counts of one.
+things), and :math:`\phi(z) F_j` what people with alike interests took (`client.model.neighbours`). The first two terms are the
+maximum-likelihood softmax over the whole catalogue. Each user's own items are taken out of the counts that predict them (leave one out),
+or the head would learn to believe in counts of one.
 
-The gate: the head starts as popularity alone and keeps the transferred interest only as far as it helps on people it was not fitted on.
+The gate: the head starts as popularity alone and keeps interest and neighbours only as far as they help on people it was not fitted on.
 Where it does not help, popularity is what remains, so that a bad transfer cannot harm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse
 import torch
+
+from . import neighbours
+from .neighbours import Neighbours
 
 GATES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 """How far the interest is let in: 0 = not at all, 1 = as likelihood has it, above 1 = further, because lists reward boldness."""
 
+KAPPAS = (30.0, 100.0, 300.0, 1000.0)
+"""How loud the neighbours speak: their scores are shares of alike people who took an item, a few hundredths."""
+
+RIDGES = (5.0, 20.0)
 CUTS = (5, 10, 20, 50)
 _STEPS, _USERS_PER_STEP, _LEARNING_RATE = 80, 192, 0.08
 _PARTS, _FEW, _MOST_HELD_BACK, _USERS_AT_A_TIME = 5, 500, 1000, 256
@@ -35,12 +45,16 @@ class ServingHead:
         offset: (d,) b.
         weights: (F,) gamma.
         log_counts: (F, n_items) float32 log(n + 1).
+        loudness: kappa, 0 without neighbours.
+        neighbours: None where they do not help.
     """
 
     scale: float
     offset: np.ndarray
     weights: np.ndarray
     log_counts: np.ndarray
+    loudness: float = 0.0
+    neighbours: Neighbours | None = None
 
     @property
     def prior(self) -> np.ndarray:
@@ -49,19 +63,44 @@ class ServingHead:
 
     def scores(self, interests: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
         """Args: interests (n, d), coordinates (n_items, d). Returns (n, n_items) float32."""
-        return (self.scale * (interests + self.offset)).astype(np.float32) @ coordinates.T + self.prior
+        found = (self.scale * (interests + self.offset)).astype(np.float32) @ coordinates.T + self.prior
+        if self.neighbours is not None:
+            found += (np.float32(self.loudness) * self.neighbours.features(interests)) @ self.neighbours.factors
+        return np.asarray(found)
+
+    def queries(self, interests: np.ndarray) -> np.ndarray:
+        """(n, D) float32 whose inner products with `item_vectors` are the scores: for searches over many items."""
+        parts = [self.scale * (interests + self.offset), np.ones((len(interests), 1))]
+        if self.neighbours is not None:
+            parts.append(self.loudness * self.neighbours.features(interests))
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+    def item_vectors(self, coordinates: np.ndarray) -> np.ndarray:
+        """(n_items, D) float32: coordinates, prior and factors, side by side."""
+        parts = [coordinates, self.prior[:, None]]
+        if self.neighbours is not None:
+            parts.append(self.neighbours.factors.T)
+        return np.concatenate(parts, axis=1).astype(np.float32)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        return {
+        arrays = {
             "scale": np.array([self.scale], dtype=np.float32),
             "offset": self.offset,
             "weights": self.weights,
             "log_counts": self.log_counts,
         }
+        if self.neighbours is not None:
+            arrays["loudness"] = np.array([self.loudness], dtype=np.float32)
+            arrays |= {"landmarks": self.neighbours.landmarks, "factors": self.neighbours.factors}
+        return arrays
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> ServingHead:
-        return cls(scale=float(arrays["scale"][0]), offset=arrays["offset"], weights=arrays["weights"], log_counts=arrays["log_counts"])
+        found = cls(scale=float(arrays["scale"][0]), offset=arrays["offset"], weights=arrays["weights"], log_counts=arrays["log_counts"])
+        if "factors" not in arrays:
+            return found
+        beside = Neighbours(landmarks=arrays["landmarks"], factors=arrays["factors"])
+        return dataclasses.replace(found, loudness=float(arrays["loudness"][0]), neighbours=beside)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -100,13 +139,14 @@ def popularity_head(counts: np.ndarray, dimension: int) -> ServingHead:
     return ServingHead(scale=0.0, offset=np.zeros(dimension, dtype=np.float32), weights=weights, log_counts=_log(counts))
 
 
-def fit(data: FittingData, coordinates: np.ndarray, *, generator: np.random.Generator) -> ServingHead:
+def fit(data: FittingData, coordinates: np.ndarray, *, generator: np.random.Generator, with_neighbours: bool = True) -> ServingHead:
     """Fits the head on most of the people and sets its gate on the rest; where people are few, each part of them is held back in turn.
 
     Args:
         data: the people; with fewer than ten the head is popularity alone.
         coordinates: (n_items, d).
         generator: draws mini-batches and who is held back.
+        with_neighbours: let alike people speak; without them the head is interest and popularity alone.
     """
     if data.users < 10:
         return popularity_head(data.counts, coordinates.shape[1])
@@ -116,24 +156,52 @@ def fit(data: FittingData, coordinates: np.ndarray, *, generator: np.random.Gene
     hits: list[np.ndarray] = []
     for held_back in parts if few else parts[:1]:
         fitted_on = np.setdiff1d(np.arange(data.users), held_back)
-        heads = _candidates(data, items, fitted_on, generator)
+        heads = list(_candidates(data, items, fitted_on, generator, with_neighbours=with_neighbours))
         hits.append(np.stack([_hits(head, data, np.asarray(coordinates), held_back[:_MOST_HELD_BACK]) for head in heads]))
     chosen = _trusted(np.concatenate(hits, axis=1))
-    return _candidates(data, items, np.arange(data.users), generator)[chosen] if few else heads[chosen]
+    everybody = np.arange(data.users)
+    if few:
+        return list(_candidates(data, items, everybody, generator, with_neighbours=with_neighbours))[chosen]
+    if heads[chosen].neighbours is None:
+        return heads[chosen]
+    ridge = RIDGES[(chosen - 1 - len(GATES)) // (len(KAPPAS) * 2)]  # the order of `_candidates`
+    return dataclasses.replace(heads[chosen], neighbours=_neighbours(data, everybody, coordinates.shape[0], ridge, generator))
 
 
-def _candidates(data: FittingData, items: torch.Tensor, people: np.ndarray, generator: np.random.Generator) -> list[ServingHead]:
-    """Popularity, and a head for each gate."""
+def _candidates(
+    data: FittingData, items: torch.Tensor, people: np.ndarray, generator: np.random.Generator, *, with_neighbours: bool
+) -> Iterator[ServingHead]:
+    """Popularity, a head for each gate, and the neighbours with and without the interest beside them."""
     full = _climb(data, items, people, generator, with_interest=True)
     plain = _climb(data, items, people, generator, with_interest=False)
-    return [popularity_head(data.counts, items.shape[1]), *(_between(plain, full, gate) for gate in GATES)]
+    yield popularity_head(data.counts, items.shape[1])
+    yield from (_between(plain, full, gate) for gate in GATES)
+    if with_neighbours and len(people) >= neighbours.LEAST:
+        for ridge in RIDGES:
+            beside = _neighbours(data, people, items.shape[0], ridge, generator)
+            for loudness in KAPPAS:
+                yield from (dataclasses.replace(head, loudness=loudness, neighbours=beside) for head in (plain, full))
+
+
+def _neighbours(data: FittingData, people: np.ndarray, n_items: int, ridge: float, generator: np.random.Generator) -> Neighbours:
+    rows, items, _ = data.of(people)
+    taken = scipy.sparse.csr_array((np.ones(len(rows), dtype=np.float32), (rows.numpy(), items.numpy())), shape=(len(people), n_items))
+    taken.data[:] = 1.0  # pairs that occur twice were added up
+    return neighbours.fit(data.interests[people], taken, ridge=ridge, generator=generator)
 
 
 def _trusted(hits: np.ndarray) -> int:
-    """The candidate with the most hits, (candidates, people), if it gains more over popularity than one standard error; else popularity."""
-    best = int(np.argmax(hits.mean(axis=1)))
-    gain = hits[best] - hits[0]
-    return best if gain.mean() > gain.std() / np.sqrt(len(gain)) else 0
+    """Which candidate of (candidates, people) hits is kept: the one with the most, where it gains more than one standard error.
+
+    In two steps, because the best of many is luck more often than the best of few: a head without neighbours has to gain over popularity,
+    and one with neighbours over the head that was kept.
+    """
+    kept = 0
+    for group in np.split(np.arange(len(hits)), [1 + len(GATES)]):
+        best = max(group, key=lambda one: hits[one].mean(), default=kept)
+        gain = hits[best] - hits[kept]
+        kept = int(best) if gain.mean() > gain.std() / np.sqrt(len(gain)) else kept
+    return kept
 
 
 def _log(counts: np.ndarray) -> np.ndarray:
