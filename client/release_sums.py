@@ -106,5 +106,6 @@ def _interest(histories: Histories, user: int, coordinates: np.ndarray, encoder:
 
     items, mask = histories.padded(np.array([user]), length + 1)
     with torch.no_grad():
-        history = torch.from_numpy(np.asarray(coordinates[items[:, :-1]], dtype=np.float32))
-        return np.asarray(encoder(history, torch.from_numpy(mask[:, :-1].astype(np.float32)))[0].numpy())
+        items, mask = items[:, :-1], mask[:, :-1]
+        history = torch.from_numpy(np.asarray(coordinates[items], dtype=np.float32))
+        return np.asarray(encoder(history, torch.from_numpy(mask.astype(np.float32)), torch.from_numpy(items.astype(np.int64)))[0].numpy())

@@ -357,10 +357,12 @@ def _metric(settings: ClientSettings, config: RunConfig, ask: Ask) -> _Made:
     }
 
     def sums(prepared: PreparedDomain) -> np.ndarray:
+        from .model.item_tokens import attach
         from .training.local_round import initial_model, load_model  # torch: only where it is needed
 
         model = initial_model(config, settings.domain)
         load_model(model, state)
+        attach(model.encoder, prepared.item_tokens(version))
         whole = prepared.everyone.select(prepared.roles == TRAIN)  # with the latest item, which a benchmark keeps from training
         coordinates = prepared.coordinates(version)
         return release_sums.hits(whole, coordinates, model.encoder.eval(), length=config.training.max_history_items, cut=_CUT)

@@ -162,7 +162,8 @@ def _parameters(bench: Bench) -> list[Check]:
     partner = bench.partner("t5-parameters", config, bench.people(24))
     model = local_round.initial_model(config, "arts")
     model.load_shared(partner.layer)
-    start = {name: parameter.detach().numpy().astype(np.float64) for name, parameter in model.named_parameters()}
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    start = {name: parameter.detach().numpy().astype(np.float64) for name, parameter in trained.items()}
     sums = partner.sums(1)
     update = partner.update(1)  # answered from the state
     state = partner.state

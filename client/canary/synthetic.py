@@ -33,8 +33,9 @@ from shared.transfer_layer import initial_arrays
 from shared.wire import RoundInstruction, TransferUpdate
 
 from .steps import listening
+from .texts import ITEMS, invented
 
-ITEMS, PROTOTYPES, SPACE = 300, 8, "0" * 16
+PROTOTYPES, SPACE = 8, "0" * 16
 SHOUTS = {"features": 1e3, "nan": float("nan"), "infinite": float("inf"), "overflow": 1e37}
 LOUD = (*SHOUTS, "length")
 """How one user can be louder than all others: passports a thousand times too large, no numbers, beyond float32, or a very long history."""
@@ -48,6 +49,9 @@ _MOST = {
     "training": {"max_history_items": 50, "max_items_per_user": 100, "target_items": 8, "catalogue_negatives": 64},
 }
 
+_MOST_READ = {"model": {"lora_rank": 1, "lora_tokens": 4}, "training": {"max_history_items": 4}}
+"""Where a language model reads the texts inside a step."""
+
 
 def shrunk(config: RunConfig) -> tuple[RunConfig, tuple[str, ...]]:
     """The partner's configuration with shapes that a check can afford, and what was made smaller.
@@ -60,8 +64,9 @@ def shrunk(config: RunConfig) -> tuple[RunConfig, tuple[str, ...]]:
     if config.privacy.epsilon == float("inf"):
         raise ConfigError("the run configuration promises no privacy (epsilon = inf), so nothing can be checked", do="Name another one.")
     notes: list[str] = []
-    for table, most in _MOST.items():
+    for table, usual in _MOST.items():
         record = getattr(config, table)
+        most = usual | _MOST_READ[table] if config.model.encoder == "text-lora" else usual
         less = {name: limit for name, limit in most.items() if getattr(record, name) > limit}
         notes += [f"{table}.{name} {limit} instead of {getattr(record, name)}" for name, limit in less.items()]
         config = dataclasses.replace(config, **{table: dataclasses.replace(record, **less)})
@@ -185,6 +190,7 @@ class Partner:
 
     def __post_init__(self) -> None:
         self.layer = self.layer or initial_arrays(self.config.model, 7)
+        self.data = dataclasses.replace(self.data, item_tokens=invented(self.config.model, ITEMS))
         self.home.mkdir(parents=True, exist_ok=True)
         if not self.ledger_path.exists():
             Ledger.create(

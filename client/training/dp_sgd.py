@@ -137,7 +137,7 @@ class PublicOptimizer(DPOptimizer):
         start = 0
         for parameter in self.params:
             part = noisy[start : start + parameter.numel()] / self.divisor
-            parameter.grad = part.view_as(parameter).to(parameter.dtype)
+            parameter.grad = part.view_as(parameter).to(parameter)  # its type, and its device
             parameter.summed_grad = None
             start += parameter.numel()
 

@@ -108,6 +108,7 @@ def test_training_sees_training_users_and_their_passports_only(world: World) -> 
         "descriptor",
         "space_version",
         "prototypes",
+        "item_tokens",
     ]
 
 
