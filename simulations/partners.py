@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from client.data.links import LinkColumns
+from client.data.split import TRAIN, role
 from client.durable_files import write_file
 from client.key_rotation import own_keys
 from client.keys import KEY_FILE, Keys
@@ -81,7 +82,8 @@ def settle(
     Returns:
         The settings, sorted by domain: the order of Flower's partition ids.
     """
-    links = linked({domain: path / "interactions.csv" for domain, path in sources.items()})
+    interactions = {domain: path / "interactions.csv" for domain, path in sources.items()}
+    links = linked(interactions, most=scenario.data.linked_users, split_seed=split_seed)
     post = folder.clients / ".post"
     post.mkdir(exist_ok=True)
     settled = []
@@ -198,8 +200,15 @@ def _introduce(settings: Sequence[ClientSettings]) -> None:
                 (folder / f"{one.domain}.json").write_text(public, encoding="utf-8")
 
 
-def linked(interactions: dict[str, Path]) -> dict[str, pl.DataFrame]:
-    """Who is linked: a user id that two domains of a set share is one person. The link id is a token that both sides hold."""
+def linked(interactions: dict[str, Path], *, most: int = 0, split_seed: int = 0) -> dict[str, pl.DataFrame]:
+    """Who is linked: a user id that two domains of a set share is one person. The link id is a token that both sides hold.
+
+    Args:
+        interactions: domain -> file.
+        most: linked training users of each pair of domains; further ones become users of one domain only. 0 = no such bound. People who
+            are held out stay linked, so that figures with few and with many linked users are about the same people.
+        split_seed: names who is held out.
+    """
     users = {}
     for domain, path in interactions.items():
         try:
@@ -216,6 +225,12 @@ def linked(interactions: dict[str, Path]) -> dict[str, pl.DataFrame]:
             if partner != domain:
                 both = mine.filter(mine.is_in(theirs.implode())).sort()
                 tokens = [hashlib.sha256(f"isthmus link {user}".encode()).hexdigest()[:32] for user in both.to_list()]
+                if most:
+                    stays = _staying(tokens, most, split_seed)
+                    both, tokens = (
+                        both.filter(pl.Series(stays, dtype=pl.Boolean)),
+                        [token for token, stay in zip(tokens, stays, strict=True) if stay],
+                    )
                 parts.append(
                     pl.DataFrame(
                         {columns.user: both, columns.partner: [partner] * len(both), columns.link: tokens},
@@ -226,3 +241,11 @@ def linked(interactions: dict[str, Path]) -> dict[str, pl.DataFrame]:
             pl.concat(parts) if parts else pl.DataFrame(schema=dict.fromkeys((columns.user, columns.partner, columns.link), pl.String))
         )
     return tables
+
+
+def _staying(tokens: list[str], most: int, split_seed: int) -> list[bool]:
+    """Whether each link stays where only so many training users may be linked; the first by token, which is as good as by chance."""
+    roles = role(tokens, split_seed)
+    train = sorted(token for token, part in zip(tokens, roles, strict=True) if part == TRAIN)
+    chosen = set(train[:most])
+    return [part != TRAIN or token in chosen for token, part in zip(tokens, roles, strict=True)]
