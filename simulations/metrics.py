@@ -1,8 +1,9 @@
-"""metrics.json, schema 1: what a run brought, what it cost, and how sure that is.
+"""metrics.json, schema 2: what a run brought, what it cost, and how sure that is.
 
 Ranks of held-out items (``ranks/*.npz``, `RanksFile`) become figures per direction (`Direction`) and per domain (`WarmDomain`); with the
 privacy, the seconds and the bytes of the run they are one frozen `Metrics`, written atomically and read back with every field checked.
 A figure that does not exist (no users, an infinite epsilon) is ``null`` in the file and ``nan`` or ``inf`` in memory.
+Schema 2 added ``validation``, the figures of people by whom choices are made; files of schema 1 are read as ones without.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from .bootstrap import Interval
 from .json_files import plain, read_json, write_json
 from .ranks import direction_of, method_figures, read_ranks
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)
 Methods = Mapping[str, Mapping[str, Interval]]
 
 
@@ -90,6 +92,7 @@ class Metrics:
     epsilon_target: float
     noise: str
     private: bool
+    validation: tuple[Direction, ...] = ()
     schema: int = SCHEMA
 
     def direction(self, source: str, target: str) -> Direction:
@@ -126,18 +129,12 @@ def build_metrics(
         ranks_folder: holds ``<source>-<target>.npz`` and ``warm-<domain>.npz``; domains are the keys of ``privacy``.
         generator: the bootstrap's source of chance.
     """
-    directions, warm = [], {}
-    for path in sorted(ranks_folder.glob("*.npz")):
-        source, target = direction_of(path.stem, privacy)
-        ranks = read_ranks(path)
-        n_users, methods = int(ranks.with_truth.sum()), method_figures(ranks, generator)
-        if source is None:
-            warm[target] = WarmDomain(n_users=n_users, methods=methods)
-        else:
-            directions.append(Direction(source=source, target=target, n_users=n_users, methods=methods))
+    directions, warm = _figures(ranks_folder, privacy, generator)
+    validation, _ = _figures(ranks_folder / "validation", privacy, generator)
     return Metrics(
-        directions=tuple(directions),
+        directions=directions,
         warm=warm,
+        validation=validation,
         privacy=privacy,
         seconds=seconds,
         bytes=bytes,
@@ -150,6 +147,21 @@ def build_metrics(
         noise=noise,
         private=private,
     )
+
+
+def _figures(
+    folder: Path, domains: Mapping[str, DomainPrivacy], generator: np.random.Generator
+) -> tuple[tuple[Direction, ...], dict[str, WarmDomain]]:
+    directions, warm = [], {}
+    for path in sorted(folder.glob("*.npz")):
+        source, target = direction_of(path.stem, domains)
+        ranks = read_ranks(path)
+        n_users, methods = int(ranks.with_truth.sum()), method_figures(ranks, generator)
+        if source is None:
+            warm[target] = WarmDomain(n_users=n_users, methods=methods)
+        else:
+            directions.append(Direction(source=source, target=target, n_users=n_users, methods=methods))
+    return tuple(directions), warm
 
 
 def write_metrics(path: Path, metrics: Metrics) -> None:
@@ -165,15 +177,15 @@ def read_metrics(path: Path) -> Metrics:
     """
     values = read_json(path)
     schema = values.get("schema")
-    if schema != SCHEMA:
+    if schema not in READABLE:
         raise RunFolderError(
-            f"{path} has schema {schema if isinstance(schema, int) else 'unknown'}, this version reads schema {SCHEMA}",
+            f"{path} has schema {schema if isinstance(schema, int) else 'unknown'}, this version reads schema 1 and {SCHEMA}",
             do="Read it with the version of isthmus that wrote it, or run the scenario again.",
         )
     try:
         return _metrics(values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunFolderError(f"{path} does not follow schema {SCHEMA}: {error}", do="Run the scenario again.") from None
+        raise RunFolderError(f"{path} does not follow schema {schema}: {error}", do="Run the scenario again.") from None
 
 
 def _metrics(values: Mapping[str, Any]) -> Metrics:
@@ -181,10 +193,8 @@ def _metrics(values: Mapping[str, Any]) -> Metrics:
     if unknown:
         raise ValueError(f"unknown field '{unknown[0]}'")
     return Metrics(
-        directions=tuple(
-            Direction(source=_text(d, "source"), target=_text(d, "target"), n_users=_whole(d, "n_users"), methods=_methods(d))
-            for d in values["directions"]
-        ),
+        directions=tuple(map(_direction, values["directions"])),
+        validation=tuple(map(_direction, values["validation"] if values["schema"] != 1 else ())),
         warm={str(domain): WarmDomain(n_users=_whole(w, "n_users"), methods=_methods(w)) for domain, w in values["warm"].items()},
         privacy={str(domain): _privacy(p) for domain, p in values["privacy"].items()},
         seconds=Seconds(**{f.name: _number(values["seconds"], f.name, math.nan) for f in dataclasses.fields(Seconds)}),
@@ -197,6 +207,12 @@ def _metrics(values: Mapping[str, Any]) -> Metrics:
         epsilon_target=_number(values, "epsilon_target", math.inf),
         noise=_text(values, "noise"),
         private=_flag(values, "private"),
+    )
+
+
+def _direction(values: Mapping[str, Any]) -> Direction:
+    return Direction(
+        source=_text(values, "source"), target=_text(values, "target"), n_users=_whole(values, "n_users"), methods=_methods(values)
     )
 
 

@@ -11,7 +11,7 @@
     transfer_layer/      checkpoints
     clients/DOMAIN/      each partner's home: data, keys, state, serving head, ledger
     ledgers/CONTROL/     ledgers of controls
-    ranks/               ranks and lists per direction
+    ranks/               ranks and lists per direction; validation/ the same of those by whom choices are made
     tensorboard/
     report.html
 """
@@ -106,6 +106,10 @@ class RunFolder:
     @property
     def ranks(self) -> Path:
         return self.path / "ranks"
+
+    @property
+    def validation_ranks(self) -> Path:
+        return self.ranks / "validation"
 
     @property
     def clients(self) -> Path:

@@ -38,6 +38,7 @@ from .partners import data_folders, forget_prepared, settings_of, settle
 from .ranks import write_ranks
 from .run_folder import RunFolder
 from .scenario_config import Scenario, load
+from .shared_work import SharedWork
 from .synthetic_domains import write as write_synthetic
 from .told import told
 
@@ -86,6 +87,8 @@ def run_scenario(
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
     keep_prepared: bool = False,
+    with_target_only: bool = True,
+    work: SharedWork | None = None,
 ) -> Path:
     """Runs a scenario to its end.
 
@@ -103,6 +106,8 @@ def run_scenario(
         progress: see `Progress`.
         note: told what preparation found in the partners' files, a line at a time.
         keep_prepared: keep the partners' prepared arrays in the run folder.
+        with_target_only: train each domain alone too; about doubles the time. A resumed run goes on as it began.
+        work: keeps prepared data and the rows of controls for other runs.
     Returns:
         The run folder.
     Raises:
@@ -110,17 +115,22 @@ def run_scenario(
     """
     tell, clock = progress or _silent, Clock()
     if resume is not None:
-        folder, scenario, settings, split_seed = _reopen(resume)
+        folder, scenario, settings, split_seed, with_target_only = _reopen(resume)
     else:
         scenario = load(name, seed=seed, epsilon=epsilon, overrides=overrides)
-        folder, settings = _begin(scenario, out, data, split_seed, ledgers)
+        folder, settings = _begin(scenario, out, data, split_seed, ledgers, with_target_only)
     config = scenario.run
     _ledgers_are_free(settings)
+    if work is not None:
+        work.lend(folder, settings, config)
     clock.timed("text_encoding", functools.partial(_prepare, settings, config, tell, note))
+    if work is not None and resume is None:
+        work.keep(settings, config)
     outcome = clock.timed("training", lambda: _federate(folder, scenario, settings, engine, resume is not None, tell))
     stayed = [one for one in settings if one.domain in outcome.delivered]
-    twins = clock.timed("controls", lambda: target_only(folder, config, stayed, functools.partial(_prefixed, tell)))
-    clock.timed("evaluation", lambda: _evaluate(folder, stayed, twins, tell))
+    alone = stayed if with_target_only else []
+    twins = clock.timed("controls", lambda: target_only(folder, config, alone, functools.partial(_prefixed, tell)))
+    clock.timed("evaluation", lambda: _evaluate(folder, stayed, twins, tell, work))
     metrics = _measure(folder, scenario, settings, outcome, split_seed, clock, tell)
     write_metrics(folder.metrics, metrics)
     if not keep_prepared:
@@ -145,7 +155,7 @@ def _prefixed(tell: Progress, stage: str, done: int, total: int) -> None:
 
 
 def _begin(
-    scenario: Scenario, out: Path, data: Path | None, split_seed: int, ledgers: Path | None
+    scenario: Scenario, out: Path, data: Path | None, split_seed: int, ledgers: Path | None, with_target_only: bool
 ) -> tuple[RunFolder, list[ClientSettings]]:
     config = scenario.run
     sources = data_folders(scenario, data) if scenario.data.kind == "folder" else None
@@ -157,20 +167,21 @@ def _begin(
         write_synthetic(folder.path / "data", scenario.synthetic, config.seed)
         sources = {domain: (folder.path / "data" / domain).absolute() for domain in sorted(KINDS)}
     settings = settle(folder, scenario, sources, split_seed=split_seed, ledgers=ledgers)
-    (folder.path / _SCENARIO).write_text(json.dumps({"split_seed": split_seed, "ceiling": scenario.ceiling_epsilon}), encoding="utf-8")
+    kept = {"split_seed": split_seed, "ceiling": scenario.ceiling_epsilon, "target_only": with_target_only}
+    (folder.path / _SCENARIO).write_text(json.dumps(kept), encoding="utf-8")
     return folder, settings
 
 
-def _reopen(path: Path) -> tuple[RunFolder, Scenario, list[ClientSettings], int]:
+def _reopen(path: Path) -> tuple[RunFolder, Scenario, list[ClientSettings], int, bool]:
     folder = RunFolder(path).open()
     if folder.metrics.is_file():
         raise RunFolderError(f"{path} is finished already", do="Look at it with: isthmus-simulate report " + str(path))
     try:
         kept = json.loads((path / _SCENARIO).read_text(encoding="utf-8"))
-        split_seed = int(kept["split_seed"])
+        split_seed, with_target_only = int(kept["split_seed"]), bool(kept.get("target_only", True))
     except (OSError, ValueError, KeyError):
         raise RunFolderError(f"{path} cannot be resumed: it broke off before it was complete", do="Start the run anew.") from None
-    return folder, Scenario(run=folder.config), settings_of(folder), split_seed
+    return folder, Scenario(run=folder.config), settings_of(folder), split_seed, with_target_only
 
 
 class _Causes(logging.Handler):
@@ -251,15 +262,18 @@ def _exhausted(settings: Sequence[ClientSettings], error: TooFewClients) -> Budg
     return error
 
 
-def _evaluate(folder: RunFolder, settings: Sequence[ClientSettings], twins: Sequence[ClientSettings], tell: Progress) -> None:
+def _evaluate(
+    folder: RunFolder, settings: Sequence[ClientSettings], twins: Sequence[ClientSettings], tell: Progress, work: SharedWork | None
+) -> None:
     domains: dict[str, EvaluatedDomain] = {one.domain: evaluated(one) for one in settings}
     alone = {one.domain: evaluated(one) for one in twins}
     pairs = [(s, t) for s in domains for t in domains if s != t and s in domains[t].domain.prepared.links]
     for number, (source, target) in enumerate(pairs):
         tell("evaluate", number, len(pairs) + len(domains))
-        found = ranking.direction(domains[source], domains[target], alone[target])
-        if found is not None:
-            write_ranks(folder.ranks / f"{source}-{target}.npz", found)
+        for role, place in ((ranking.COLD, folder.ranks), (ranking.VALIDATION, folder.validation_ranks)):
+            found = ranking.direction(domains[source], domains[target], alone.get(target), role=role, work=work)
+            if found is not None:
+                write_ranks(place / f"{source}-{target}.npz", found)
     for number, (name, domain) in enumerate(domains.items()):
         tell("evaluate", len(pairs) + number, len(pairs) + len(domains))
         warm = ranking.warm(domain)

@@ -90,13 +90,13 @@ def test_a_ranks_file_of_an_unknown_domain_is_refused():
         direction_of("books-music", DOMAINS)
 
 
-def test_metrics_have_every_field_of_schema_1(folder):
+def test_metrics_have_every_field_of_schema_2(folder):
     values = json.loads((folder / "metrics.json").read_text())
     assert set(values) == {
         *("schema", "directions", "warm", "privacy", "seconds", "bytes", "peak_rss_mb", "config_hash", "versions"),
-        *("seed", "split_seed", "epsilon_target", "noise", "private"),
+        *("seed", "split_seed", "epsilon_target", "noise", "private", "validation"),
     }
-    assert values["schema"] == 1
+    assert values["schema"] == 2
     assert {(d["source"], d["target"]) for d in values["directions"]} == {DOMAINS, DOMAINS[::-1]}
     first = values["directions"][0]
     assert list(first) == ["source", "target", "n_users", "methods"]
@@ -126,10 +126,10 @@ def test_infinity_and_nan_never_enter_the_file_and_come_back(tmp_path, folder):
     assert math.isnan(found.peak_rss_mb)
 
 
-@pytest.mark.parametrize("schema", [0, 2, "1", None])
+@pytest.mark.parametrize("schema", [0, 3, "1", None])
 def test_a_schema_of_another_version_is_refused(tmp_path, schema):
     (tmp_path / "metrics.json").write_text(json.dumps({"schema": schema}))
-    with pytest.raises(RunFolderError, match="this version reads schema 1"):
+    with pytest.raises(RunFolderError, match="this version reads schema 1 and 2"):
         read_metrics(tmp_path / "metrics.json")
 
 
@@ -148,8 +148,17 @@ def test_a_schema_of_another_version_is_refused(tmp_path, schema):
 def test_a_field_of_the_wrong_kind_is_named(tmp_path, folder, field, value):
     values = json.loads((folder / "metrics.json").read_text()) | {field: value}
     (tmp_path / "metrics.json").write_text(json.dumps(values))
-    with pytest.raises(RunFolderError, match="does not follow schema 1"):
+    with pytest.raises(RunFolderError, match="does not follow schema 2"):
         read_metrics(tmp_path / "metrics.json")
+
+
+def test_a_file_of_schema_1_is_one_without_validation_people(tmp_path, folder):
+    values = json.loads((folder / "metrics.json").read_text())
+    del values["validation"]
+    (tmp_path / "metrics.json").write_text(json.dumps(values | {"schema": 1}))
+    found = read_metrics(tmp_path / "metrics.json")
+    assert found.validation == ()
+    assert found.directions == read_metrics(folder / "metrics.json").directions
 
 
 def test_half_a_document_is_refused(tmp_path):
