@@ -108,6 +108,50 @@ def bootstrap_intervals(
     return [Interval(mean=float(m), low=float(lo), high=float(hi)) for m, lo, hi in zip(mean, low, high, strict=True)]
 
 
+def mean_over_groups(
+    groups: Sequence[tuple[np.ndarray, np.ndarray]], *, generator: np.random.Generator, resamples: int = RESAMPLES
+) -> list[Interval]:
+    """Mean over groups of each group's mean, with its interval: every group counts the same, however many rows it has.
+
+    A group is a direction. A resample draws people with replacement, each with all their rows in all groups and seeds; one that leaves a
+    group without any row is passed over.
+
+    Args:
+        groups: for each group (n_rows, n_columns) finite numbers, and (n_rows,) or (n_rows, width) keys of persons.
+        generator: the resamples' source of chance.
+        resamples: how many.
+    Returns:
+        One interval for each column.
+
+    >>> two, one = np.array([[0.0], [1.0]]), np.array([[1.0]])
+    >>> mean_over_groups([(two, np.arange(2)), (one, np.arange(1))], generator=np.random.default_rng(0))[0].mean
+    0.75
+    """
+    tables = [np.asarray(values, dtype=np.float64) for values, _ in groups]
+    if any(not np.isfinite(table).all() for table in tables):
+        raise ValueError("values of a bootstrap must be finite")
+    n_columns = tables[0].shape[1]
+    if any(len(table) == 0 for table in tables):
+        return [Interval(mean=math.nan, low=math.nan, high=math.nan)] * n_columns
+    mean = np.mean([table.mean(axis=0) for table in tables], axis=0)
+    persons = [_flat_keys(np.asarray(keys)) for _, keys in groups]
+    everybody, person = np.unique(np.concatenate(persons), return_inverse=True)
+    if len(everybody) < 2:
+        return [Interval(mean=float(m), low=math.nan, high=math.nan) for m in mean]
+    ends = np.cumsum([len(keys) for keys in persons])[:-1]
+    summed = []
+    for table, rows in zip(tables, np.split(person, ends), strict=True):
+        incidence = scipy.sparse.csr_array((np.ones(len(table)), (rows, np.arange(len(table)))), shape=(len(everybody), len(table)))
+        summed.append((np.asarray(incidence @ table), np.bincount(rows, minlength=len(everybody)).astype(np.float64)))
+    means = []
+    for counts in _draws(len(everybody), generator, resamples):
+        drawn = np.stack([counts @ rows for _, rows in summed])  # (n_groups, some resamples)
+        whole = (drawn > 0).all(axis=0)
+        means.append(np.mean([(counts[whole] @ sums) / at[whole, None] for (sums, _), at in zip(summed, drawn, strict=True)], axis=0))
+    low, high = np.quantile(np.concatenate(means), _tails(), axis=0)
+    return [Interval(mean=float(m), low=float(lo), high=float(hi)) for m, lo, hi in zip(mean, low, high, strict=True)]
+
+
 def paired_difference(
     a: tuple[str, np.ndarray],
     b: tuple[str, np.ndarray],
@@ -174,11 +218,15 @@ def _per_person(table: np.ndarray, persons: np.ndarray | None) -> tuple[np.ndarr
         return table, np.ones(len(table))
     if len(persons) != len(table):
         raise ValueError("persons and values differ in length")
-    keys = np.ascontiguousarray(persons)
-    flat = keys if keys.ndim == 1 else keys.view(np.dtype((np.void, keys.dtype.itemsize * keys.shape[1]))).ravel()
-    _, person, rows = np.unique(flat, return_inverse=True, return_counts=True)
+    _, person, rows = np.unique(_flat_keys(persons), return_inverse=True, return_counts=True)
     incidence = scipy.sparse.csr_array((np.ones(len(table)), (person, np.arange(len(table)))), shape=(len(rows), len(table)))
     return np.asarray(incidence @ table), rows.astype(np.float64)
+
+
+def _flat_keys(persons: np.ndarray) -> np.ndarray:
+    """(n,) keys that can be sorted."""
+    keys = np.ascontiguousarray(persons)
+    return keys if keys.ndim == 1 else keys.view(np.dtype((np.void, keys.dtype.itemsize * keys.shape[1]))).ravel()
 
 
 def _draws(n: int, generator: np.random.Generator, resamples: int) -> Iterator[np.ndarray]:

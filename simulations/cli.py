@@ -1,4 +1,4 @@
-"""isthmus-simulate: run a scenario, compare seeds and budgets, render a report.
+"""isthmus-simulate: run a scenario, compare methods, seeds and budgets, render a report.
 
 Heavy libraries are imported inside the commands, after the environment was set: ``--help`` answers at once.
 """
@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 import sys
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from shared import errors
 from shared.errors import UsageError
 
+from .cli_comparisons import register
+from .cli_options import AsJson, Data, Debug, Engine, Out, Override, Quiet, engine_from, epsilon_from, overrides_from
 from .console import Console, command_of, error_record, guarded
 
 ENVIRONMENT = {
@@ -67,16 +68,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Engine = Annotated[str, typer.Option(help="in-process (exact, default) or ray (parallel, many clients).", metavar="in-process|ray")]
-Data = Annotated[Path | None, typer.Option(help="Folder of the data sets.", envvar="ISTHMUS_DATA", metavar="DIR")]
-Out = Annotated[Path, typer.Option(help="Folder in which run folders are made.", metavar="DIR")]
-Override = Annotated[
-    list[str] | None, typer.Option("--set", help="Set a configuration key, e.g. privacy.rounds=20; may be repeated.", metavar="KEY=VALUE")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output; all else goes to standard error.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no tables; only the name of the folder.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")]
-
 
 @app.command(epilog=EPILOG)
 def run(
@@ -125,12 +116,12 @@ def run(
                 out=out,
                 seed=seed or 0,
                 split_seed=split_seed or 0,
-                epsilon=None if epsilon is None else _epsilon(epsilon),
-                engine=_engine(engine),
+                epsilon=None if epsilon is None else epsilon_from(epsilon),
+                engine=engine_from(engine),
                 data=data,
                 ledgers=ledgers,
                 resume=resume,
-                overrides=_overrides(overrides or []),
+                overrides=overrides_from(overrides),
                 progress=progress,
                 note=None if quiet else console.note,
             )
@@ -141,52 +132,6 @@ def run(
         console.document({"run_folder": str(folder), "report": str(report_file), "metrics": finished.metrics.to_json()})
     else:
         console.run(finished, report_file)
-
-
-@app.command(epilog=EPILOG)
-def compare(
-    scenario: Annotated[str, typer.Argument(help="demo, arts_office, amazon3, or the path of a TOML file.")],
-    epsilons: Annotated[str, typer.Option(help="Budgets, separated by commas; none = without privacy.")] = "8,2",
-    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; each is run seed and split seed.")] = "0,1,2,3,4",
-    engine: Engine = "in-process",
-    data: Data = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of this comparison; runs/compare-SCENARIO when left out.", metavar="DIR")] = None,
-    overrides: Override = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Run every epsilon with every seed and say, with intervals, what beats what.
-
-    Finished runs in the folder are kept, interrupted ones are resumed: call it again after a break. Each run opens ledgers of its own.
-
-    \b
-    Examples:
-      isthmus-simulate compare demo --epsilons 8,2 --seeds 0,1,2
-      isthmus-simulate compare arts_office --data DIR --json
-    """
-    del debug
-    from .compare_runs import Plan, compare_runs
-
-    console = Console(as_json=as_json, quiet=quiet)
-    plan = Plan(
-        scenario=scenario,
-        folder=out or Path("runs") / f"compare-{Path(scenario).stem}",
-        epsilons=tuple(dict.fromkeys(_epsilon(part) for part in _parts(epsilons, "--epsilons"))),
-        seeds=tuple(dict.fromkeys(_seed(part) for part in _parts(seeds, "--seeds"))),
-        engine=_engine(engine),
-        data=data,
-        overrides=_overrides(overrides or []),
-    )
-    with console.working():
-        from .scenario import run_scenario
-
-        with console.progress() as progress:
-            comparison = compare_runs(plan, run_scenario, progress=progress, note=console.note)
-    if as_json:
-        console.document({"folder": str(plan.folder), **comparison.to_json()})
-    else:
-        console.comparison(comparison, plan.folder)
 
 
 @app.command(epilog=EPILOG)
@@ -232,46 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _parts(text: str, option: str) -> list[str]:
-    found = [part.strip() for part in text.split(",") if part.strip()]
-    if not found:
-        raise UsageError(f"{option} is empty", do=f"Name at least one, as in {option} 8,2.")
-    return found
-
-
-def _epsilon(text: str) -> float:
-    from .compare_runs import epsilon_of
-
-    try:
-        return epsilon_of(text)
-    except ValueError:
-        raise UsageError("epsilon is neither a positive number nor 'none'", do="For example --epsilon 8.") from None
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise UsageError("a seed is not a whole number of at least 0", do="For example --seeds 0,1,2.")
-    return int(text)
-
-
-def _engine(name: str) -> str:
-    if name not in ("in-process", "ray"):
-        raise UsageError(f"there is no engine '{name}'", do="Engines: in-process, ray.")
-    return name
-
-
-def _overrides(pairs: Sequence[str]) -> dict[str, Any]:
-    """``key=value`` pairs; a value is read as TOML, and as a text where it is none."""
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key.strip():
-            raise UsageError(f"--set {pair} is not KEY=VALUE", do="For example --set privacy.rounds=20.")
-        try:
-            found[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            found[key.strip()] = text
-    return found
+register(app, EPILOG)
 
 
 def exit_codes() -> dict[int, list[str]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from shared.console import command_of, error_record, guarded
 
 if TYPE_CHECKING:
+    from .compare_runs import Watch
     from .comparison import Comparison, FinishedRun
 
 Progress = Callable[[str, int, int], None]
@@ -109,30 +110,32 @@ class Console:
         screen.print()
         self._paths({"run folder": run.folder, "report": report})
 
+    @contextlib.contextmanager
+    def watching(self, jobs: int) -> Iterator[Watch]:
+        """What a comparison does: one bar over all runs and one for each run at work; a line for each run where there is no terminal."""
+        from .console_watch import Bars, Lines, Silence
+
+        if self.quiet:
+            yield Silence()
+        elif not sys.stderr.isatty():
+            yield Lines(jobs)
+        else:
+            with Bars(jobs) as bars:
+                yield bars
+
     def comparison(self, comparison: Comparison, folder: Path) -> None:
-        """Tables of a comparison, with differences and words."""
+        """Tables of a comparison, with differences and words; with several variants the short ones, the rest is in the page."""
         if self.quiet:
             print(folder)
             return
-        from . import tables
-        from .findings import finding
+        from . import comparison_screen, tables
 
         screen = _screen()
-        screen.print(" ".join(f"[bold red]{s}[/]" for s in tables.stamps(synthetic=comparison.synthetic, private=comparison.private)))
-        for result in comparison.results:
-            name = f"{result.title}, epsilon {tables.epsilon_name(result.epsilon)}, {result.n_seeds} seeds"
-            screen.print()
-            screen.print(tables.method_table(name, result.methods, n_users=result.n_users))
-            found = finding(result)
-            if found is not None and result.source:
-                screen.print(tables.difference_table(result))
-                screen.print(f"{found.verdict}: {' '.join(found.sentences)}", highlight=False)
+        screen.print(" ".join(f"[bold red]{stamp}[/]" for stamp in tables.comparison_stamps(comparison)))
+        comparison_screen.show(comparison, screen)
         screen.print()
-        for epsilon in comparison.epsilons:
-            private = any(run.metrics.private for run in comparison.runs if run.metrics.epsilon_target == epsilon)
-            screen.print(tables.caption(epsilon=epsilon, delta=comparison.delta, private=private), style="dim", highlight=False)
-        screen.print()
-        self._paths({"comparison": folder / "compare.md", "for machines": folder / "compare.json"})
+        names = {"comparison": "compare.md", "as a page": "compare.html", "pictures": "pictures", "for machines": "compare.json"}
+        self._paths({name: folder / file for name, file in names.items()})
 
     def _paths(self, paths: Mapping[str, Path]) -> None:
         for name, path in paths.items():

@@ -28,7 +28,7 @@ KIND_COLOURS = {
     "query.deliver": "#d5dbdf",
 }
 _WIDTH_IN = 4.6
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "isthmus",
     "font.family": "sans-serif",
@@ -59,7 +59,7 @@ def utility(methods: Mapping[str, Mapping[str, Interval]], metric: str, *, label
         title: what a screen reader says.
     """
     names = list(methods)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure, axes = _figure(0.75 + 0.3 * len(names))
         for row, name in enumerate(reversed(names)):
             found = methods[name][metric]
@@ -82,12 +82,12 @@ def utility(methods: Mapping[str, Mapping[str, Interval]], metric: str, *, label
         axes.grid(axis="x", color=LINE, linewidth=0.5)
         axes.set_axisbelow(True)
         axes.set_xlabel(label)
-        return _svg(figure, title)
+        return inline_svg(figure, title)
 
 
 def epsilon_spent(rounds: Sequence[int], spent: Mapping[str, Sequence[float]], ceilings: Mapping[str, float], *, title: str) -> str:
     """Epsilon spent after each round, by domain, against the ceilings; domains with the same course share a line."""
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure, axes = _figure(3.1)
         for colour, (course, domains) in zip(_cycle(SERIES), _together(spent).items(), strict=False):
             points = [(number, value) for number, value in zip(rounds, course, strict=True) if math.isfinite(value)]
@@ -115,7 +115,7 @@ def epsilon_spent(rounds: Sequence[int], spent: Mapping[str, Sequence[float]], c
         axes.set_xlabel("round")
         axes.set_ylabel("epsilon spent")
         axes.legend(loc="lower right")
-        return _svg(figure, title)
+        return inline_svg(figure, title)
 
 
 def bytes_sent(by_kind: Mapping[str, Mapping[str, int]], *, title: str) -> str:
@@ -129,7 +129,7 @@ def bytes_sent(by_kind: Mapping[str, Mapping[str, int]], *, title: str) -> str:
     kinds = sorted(
         {kind for found in by_kind.values() for kind in found}, key=lambda k: -sum(found.get(k, 0) for found in by_kind.values())
     )
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure, axes = _figure(1.25 + 0.42 * len(domains) + 0.2 * math.ceil(len(kinds) / 2))
         left = [0.0] * len(domains)
         for kind in kinds:
@@ -144,7 +144,7 @@ def bytes_sent(by_kind: Mapping[str, Mapping[str, int]], *, title: str) -> str:
         axes.set_axisbelow(True)
         axes.set_xlabel("kilobytes that left the client")
         figure.legend(loc="outside lower left", ncols=2)
-        return _svg(figure, title)
+        return inline_svg(figure, title)
 
 
 def _figure(height_in: float) -> tuple[Figure, Any]:
@@ -169,7 +169,7 @@ def _together(courses: Mapping[str, Sequence[float]]) -> dict[tuple[float, ...],
     return found
 
 
-def _svg(figure: Figure, title: str) -> str:
+def inline_svg(figure: Figure, title: str) -> str:
     """The figure as an `<svg>` that fills its container, named for screen readers; ids differ between figures."""
     target = io.StringIO()
     figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}, transparent=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from shared.config import RunConfig
@@ -79,10 +79,17 @@ def render(folder: RunFolder) -> str:
     run, config = FinishedRun.read(folder.path), folder.config
     rounds, sent = read_rounds(folder.rounds), read_sent(folder, run.metrics)
     results = _pooled(folder, run.metrics)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"bytes": _bytes, "seconds": _seconds, "epsilon": tables.epsilon_text, "figure": Markup, "g": lambda v: f"{v:g}"}
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(**_context(run, config, rounds, sent, results))
+    environment = page_environment()
+    environment.filters |= {"bytes": _bytes, "seconds": _seconds, "epsilon": tables.epsilon_text, "g": lambda v: f"{v:g}"}
+    return environment.get_template(TEMPLATE.name).render(**_context(run, config, rounds, sent, results))
+
+
+def page_environment() -> Environment:
+    """Templates that lie beside this file; all that is put into them is escaped, but for drawings."""
+    loader = FileSystemLoader(TEMPLATE.parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["figure"] = Markup
+    return environment
 
 
 def read_rounds(path: Path) -> list[Round]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from rich.table import Table
 from rich.text import Text
@@ -21,7 +21,7 @@ METRIC_NAMES = {
     "coverage@10": "coverage",
     "novelty@10": "novelty",
 }
-_EXACT = ("popularity", "linked-popularity", "text-popularity", "head-only", "ease")
+_EXACT = ("popularity", "linked-popularity", "text-popularity", "head-only", "item-knn", "ease", "ease-text")
 _TRAINED = ("target-only", "federated", "federated-shuffled")
 AGREEMENT = 0.02
 AGREEMENT_SHARE = 0.01
@@ -162,46 +162,29 @@ def metrics_caption(metrics: Metrics) -> str:
     return caption(epsilon=metrics.epsilon_target, delta=delta, private=metrics.private, noise=metrics.noise)
 
 
-def comparison_markdown(comparison: Comparison, words: Sequence[str]) -> str:
-    """compare.md: stamps, a table for each direction and epsilon with its differences, and what they say."""
-    parts = [f"# {comparison.scenario}: {len(comparison.runs)} runs", _stamp_line(comparison.synthetic, comparison.private)]
-    parts += [f"- {sentence}" for sentence in words]
-    for result in comparison.results:
-        private = comparison.private and math.isfinite(result.epsilon)
-        title = f"{result.title}, epsilon {epsilon_name(result.epsilon)} ({result.n_users:,} users, {result.n_seeds} seeds)"
-        parts.append(f"## {title}")
-        parts.append(markdown_table("", result.methods, epsilon=result.epsilon, private=private))
-        parts.append(
-            f"*{caption(epsilon=result.epsilon, delta=comparison.delta, private=private)} Means over seeds, 95 % intervals over persons.*"
-        )
-        if result.differences.get("hr@10"):
-            parts.append(_difference_markdown(result))
-    return "\n\n".join(parts) + "\n"
-
-
 def markdown_table(title: str, methods: Mapping[str, Mapping[str, Interval]], *, epsilon: float, private: bool) -> str:
     """One direction as a Markdown table with intervals and, for each row, what protects its users."""
     lines = [f"**{title}**", ""] if title else []
     lines.append("| method | " + " | ".join(METRIC_NAMES[metric] for metric in METRICS) + " | guarantee |")
     lines.append("|---" + "|---:" * len(METRICS) + "|---|")
     for method, figures in methods.items():
-        cells = [f"{metric_number(m, figures[m].mean)} [{interval_text(m, figures[m])}]".replace(" []", "") for m in METRICS]
+        cells = [bounded(m, figures[m]) for m in METRICS]
         lines.append(f"| {method} | " + " | ".join(cells) + f" | {guarantee(method, epsilon=epsilon, private=private)} |")
     return "\n".join(lines)
 
 
-def epsilon_name(epsilon: float) -> str:
-    """``8``, or ``none`` for a run without privacy."""
-    return f"{epsilon:g}" if math.isfinite(epsilon) else "none"
+def bounded(metric: str, interval: Interval) -> str:
+    """``.151 [.140-.162]``."""
+    return f"{metric_number(metric, interval.mean)} [{interval_text(metric, interval)}]".replace(" []", "")
 
 
-def _difference_markdown(result: Pooled) -> str:
-    lines = ["| HR@10: federated minus | mean | 95 % interval | verdict |", "|---|---:|---:|---|"]
-    for difference in result.differences["hr@10"]:
-        found = difference.interval
-        bounds = f"{found.low:+.3f} to {found.high:+.3f}"
-        lines.append(f"| {difference.b} | {found.mean:+.3f} | {bounds} | {verdict(difference.beats, difference.non_inferior)} |")
-    return "\n".join(lines)
+def signed_bounds(interval: Interval) -> str:
+    """``+.031 [+.010 to +.052]`` of a difference."""
+    return f"{interval.mean:+.3f} [{interval.low:+.3f} to {interval.high:+.3f}]".replace(" [+nan to +nan]", "").replace(" [nan to nan]", "")
+
+
+def comparison_stamps(comparison: Comparison) -> list[str]:
+    return stamps(synthetic=comparison.synthetic, private=comparison.private)
 
 
 def _stamp_line(synthetic: bool, private: bool) -> str:

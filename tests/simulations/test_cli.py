@@ -13,6 +13,7 @@ from shared.errors import AuditError, BudgetExhausted, MixedDeltas, RunFolderErr
 from simulations.cli import EXIT_WORDS, exit_codes, main
 from simulations.compare_runs import Plan, compare_runs
 from simulations.console import Console, guarded
+from simulations.console_watch import Silence
 
 from .run_folder_fixture import planted_folder
 
@@ -29,7 +30,7 @@ def call(*arguments: object) -> int:
 
 
 def test_help_shows_examples_and_every_exit_code(capfd):
-    for command in ("run", "compare", "report"):
+    for command in ("run", "compare", "sweep", "results", "report"):
         assert call(command, "--help") == 0
         text = " ".join(capfd.readouterr().out.split())
         assert f"isthmus-simulate {command}" in text
@@ -67,7 +68,7 @@ def test_report_renders_again_and_prints_the_tables(folder, capfd):
 def test_json_is_exactly_one_document_on_standard_output(folder, capfd):
     assert call("report", folder, "--json") == 0
     values = json.loads(capfd.readouterr().out)
-    assert values["metrics"]["schema"] == 1
+    assert values["metrics"]["schema"] == 2
     assert values["run_folder"] == str(folder)
 
 
@@ -176,7 +177,8 @@ class Runner:
     def __init__(self):
         self.calls = []
 
-    def __call__(self, name, *, out, seed, progress, engine, split_seed=None, epsilon=None, resume=None, data=None, overrides=None):
+    def __call__(self, name, *, out, seed, progress, epsilon=None, resume=None, overrides=None, with_target_only=True, **how):
+        assert set(how) <= {"engine", "split_seed", "data", "work"}
         self.calls.append((epsilon, seed, resume))
         progress("train", 1, 1)
         if resume is not None:
@@ -186,37 +188,35 @@ class Runner:
 
 def plan_of(folder: Path, **changes) -> Plan:
     values = {
-        "scenario": "planted",
+        "scenario": "demo",
         "folder": folder,
         "epsilons": (8.0, 2.0),
         "seeds": (0, 1),
-        "engine": "in-process",
-        "data": None,
-        "overrides": {},
     }
     return Plan(**(values | changes))
 
 
 def compared(plan: Plan, runner: Runner):
-    return compare_runs(plan, runner, progress=lambda stage, done, total: None, note=lambda text: None)
+    return compare_runs(plan, run_scenario=runner, watch=Silence())
 
 
 def test_a_comparison_runs_what_is_missing_and_keeps_what_is_there(tmp_path):
     runner = Runner()
     compared(plan_of(tmp_path, epsilons=(8.0,)), runner)
     found = compared(plan_of(tmp_path), runner)
-    assert runner.calls == [(8.0, 0, None), (8.0, 1, None), (2.0, 0, None), (2.0, 1, None)]
+    assert runner.calls == [(8.0, 0, None), (8.0, 1, None), (2.0, 0, None), (2.0, 1, None)]  # seed by seed
     assert found.epsilons == [8.0, 2.0]
     assert len(json.loads((tmp_path / "compare.json").read_text())["runs"]) == 4
     text = (tmp_path / "compare.md").read_text()
     assert "NOT FOR RELEASE" in text
     assert "epsilon 2 of one run, delta 1e-06" in text
+    assert "selection and metrics on public benchmark data, not debited" in text
 
 
 def test_a_run_that_broke_off_is_resumed_and_where_that_fails_begun_anew(tmp_path):
     runner = Runner()
     compared(plan_of(tmp_path, epsilons=(8.0,), seeds=(0,)), runner)
-    [old] = tmp_path.glob("run-*")
+    [old] = tmp_path.glob("runs/*/run-*")
     (old / "metrics.json").unlink()
     compared(plan_of(tmp_path, epsilons=(8.0,), seeds=(0,)), runner)
     assert runner.calls[1:] == [(None, 0, old), (8.0, 0, None)]
