@@ -53,4 +53,5 @@ def examples_of(someone: People, training: TrainingConfig = TRAINING, seed: int 
         descriptor=data.descriptor,
         config=training,
         generator=np.random.default_rng(seed),
+        prototypes=data.prototypes,
     )
