@@ -17,7 +17,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -214,6 +214,15 @@ class LiveProfiles:
             query = "SELECT partner, link_id FROM links WHERE user = ? ORDER BY partner"
             return [dict(database.execute(query, (bytes(who),)).fetchall()) for who in users]
 
+    def forgotten(self, users: Sequence[str]) -> list[bool]:
+        """Which users, by the partner's own ids, were forgotten here, as the register has it at this moment.
+
+        Raises:
+            StorageError, StateError: it cannot be read.
+        """
+        with self._errors():
+            return self._are_forgotten([bytes(who) for who in pseudonym(self._key, users)])
+
     def pseudonyms(self) -> np.ndarray:
         """(n, 16) uint8: everybody of whom something is kept, sorted."""
         with self._reading() as database:
@@ -252,7 +261,7 @@ class LiveProfiles:
             database = self._open(self._writer)
             database.execute("BEGIN IMMEDIATE")
             try:
-                if who is not None and self._is_forgotten(who):
+                if who is not None and self._are_forgotten([who])[0]:
                     raise ForgottenUser("the user was forgotten here: nothing is kept", do="Take the user out of your files and callers.")
                 yield database
                 database.execute("COMMIT")
@@ -267,13 +276,14 @@ class LiveProfiles:
         with self._reader.lock, self._errors():
             yield self._open(self._reader) if self._reader.database is not None or self._path.is_file() else None
 
-    def _is_forgotten(self, who: bytes) -> bool:
+    def _are_forgotten(self, users: Sequence[bytes]) -> list[bool]:
         """Asked of the register itself, each time: an erasure by another process counts from its first step on."""
         if not self._register.is_file():
-            return False
+            return [False] * len(users)
         register = sqlite3.connect(f"{self._register.absolute().as_uri()}?mode=ro", uri=True, timeout=_PATIENCE_S)
         try:
-            return register.execute("SELECT 1 FROM forgotten_users WHERE mark = ?", (who,)).fetchone() is not None
+            query = "SELECT 1 FROM forgotten_users WHERE mark = ?"
+            return [register.execute(query, (who,)).fetchone() is not None for who in users]
         finally:
             register.close()
 

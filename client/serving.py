@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import ipaddress
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,8 +26,9 @@ from shared.errors import ConfigError, PassportError, UsageError
 from shared.supervision import tell_on_stderr
 
 from .live_profiles import LiveProfiles
+from .recommender.explanation import Explanation
 from .recommender.recommender import Recommender
-from .recommender.requests import Answer, Request, UnknownItem
+from .recommender.requests import Answer, Request, UnknownItem, UnknownUser
 from .serving_batches import Gathering
 from .serving_errors import reason_of, status_of
 from .serving_model import Served
@@ -82,7 +84,7 @@ class RecommenderService:
         self._told: dict[str, float] = {}
         self._live = LiveProfiles.of(settings)
         self.served = Served(settings, open_, tell=tell)
-        self._gathering: Gathering[Request, Answer] = Gathering(lambda requests: self.served.current().recommend(requests))
+        self._gathering: Gathering[Request, Answer] = Gathering(self._lists)
         self._files = asyncio.Semaphore(FILES_AT_ONCE)
 
     def handlers(self) -> Any:
@@ -140,6 +142,21 @@ class RecommenderService:
             uncertainty=answer.uncertainty,
         )
 
+    def _lists(self, requests: Sequence[Request]) -> Sequence[Answer]:
+        """In the thread that computes. Who is being forgotten at this moment is a stranger already, before the data are prepared anew."""
+        named = [at for at, request in enumerate(requests) if request.user is not None]
+        gone = self._live.forgotten([str(requests[at].user) for at in named])
+        strangers = {at for at, forgotten in zip(named, gone, strict=True) if forgotten}
+        if any(not requests[at].even_unknown for at in strangers):
+            raise UnknownUser("the user is not known here")  # of a batch, each request is asked again alone
+        asked = [dataclasses.replace(request, user=None) if at in strangers else request for at, request in enumerate(requests)]
+        return self.served.current().recommend(asked)
+
+    def _explained(self, user: str, item: str) -> Explanation:
+        if self._live.forgotten([user])[0]:
+            raise UnknownUser("the user is not known here")
+        return self.served.current().explain(user, item)
+
     async def _similar(self, message: Any) -> Any:
         recommender = self.served.current()
         k = _length(message, recommender.n_items - 1)
@@ -151,7 +168,7 @@ class RecommenderService:
         recommender = self.served.current()
         if not message.user.strip():
             raise UsageError("'user' is empty")
-        found = await asyncio.to_thread(recommender.explain, message.user, message.item)
+        found = await asyncio.to_thread(self._explained, message.user, message.item)
         return CLASSES["ExplainReply"](
             words=found.words,
             source=found.source,

@@ -30,7 +30,7 @@ class Served:
     """
 
     def __init__(
-        self, settings: ClientSettings, open_: Callable[[], Recommender], *, tell: Callable[[str], None], again_s: float = 30.0
+        self, settings: ClientSettings, open_: Callable[[], Recommender], *, tell: Callable[[str], None], again_s: float = 5.0
     ) -> None:
         self._settings, self._open, self._tell, self._again_s = settings, open_, tell, again_s
         self._current: Recommender | None = None
