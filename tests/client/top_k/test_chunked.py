@@ -111,10 +111,10 @@ def test_torch_is_left_as_it_was() -> None:
         torch.set_num_threads(2)
         torch.set_float32_matmul_precision("medium")
         queries, vectors = made(200, 4000, dimension=64)
-        found = ExactTopK(vectors, threads=1).search(queries, 20)
+        found = ExactTopK(vectors, threads=1).search(queries, 500)
         assert torch.get_num_threads() == 2
         assert torch.get_float32_matmul_precision() == "medium"
-        np.testing.assert_array_equal(found.items, plain(queries.astype(np.float64) @ vectors.T, 20))
+        np.testing.assert_array_equal(found.items, plain(queries.astype(np.float64) @ vectors.T, 500))
     finally:
         torch.set_num_threads(before)
         torch.set_float32_matmul_precision(precision)
@@ -146,11 +146,14 @@ def test_codes_lose_little_and_scored_again_nothing(long_ways: list[int]) -> Non
     np.testing.assert_array_equal(again.scores, exact.scores)
 
 
-def test_items_that_share_their_codes_are_told_apart_by_their_vectors(long_ways: list[int]) -> None:
+def test_items_closer_than_a_step_of_the_codes_are_told_apart_by_their_vectors(long_ways: list[int]) -> None:
+    # Values span one step, 1/127: what the codes say of the order is half noise, and the best ten are not all among its first 110.
     rng = np.random.default_rng(4)
-    vectors = (1 + rng.random((2000, 8)) * 1e-3).astype(np.float32)
-    queries = rng.random((3, 8)).astype(np.float32)
+    vectors = (1 - rng.random((20_000, 64)) / 127).astype(np.float32)
+    queries = np.ones((3, 64), dtype=np.float32)
     expected = ExactTopK(vectors).search(queries, 10)
+    codes = Int8TopK(vectors).search(queries, 110)
+    assert not np.isin(expected.items[0], codes.items[0]).all()
     found = Int8TopK(vectors, rescored=True).search(queries, 10)
     np.testing.assert_array_equal(found.items, expected.items)
-    assert long_ways == [3]
+    assert long_ways[-1] == 3
