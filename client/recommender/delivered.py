@@ -21,6 +21,7 @@ from ..data.links import PartnerLinks
 from ..data.pseudonyms import PSEUDONYM_BYTES, load_or_create_key, locate, sort_order
 from ..delivery import Domain, refit, served_model, serving_heads, serving_warm_head
 from ..model.domain_head import ServingHead
+from ..model.item_tokens import attach
 from ..model.methods import InterestModel
 from ..model.warm_head import WarmHead
 from ..partner_data import partner_data
@@ -109,6 +110,7 @@ def open_delivered(settings: ClientSettings) -> Delivered:
         refit(settings)
         serving = _serving(settings)
         config, model = served_model(settings, serving)
+    attach(model.encoder, prepared.item_tokens(serving.space_version))
     domain = Domain(settings=settings, config=config, prepared=prepared, space_version=serving.space_version)
     positions = np.full(len(prepared.roles), -1, dtype=np.int64)
     positions[prepared.training_rows] = np.arange(len(prepared.training_rows))

@@ -14,6 +14,7 @@ a GPU; a step of 512 users is minutes on a processor.
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from typing import Any
 
@@ -35,8 +36,11 @@ _TOKENS_AT_A_TIME = 8192
 """Padded tokens whose activations are in memory at a time: about a gigabyte and a half for the built-in model."""
 
 
-class _Rows:
-    """What the adaptors need to know of the pass in hand: whose texts they read, and whether they take part."""
+class _Rows(threading.local):
+    """What the adaptors need to know of the pass in hand: whose texts they read, and whether they take part.
+
+    Each thread has a pass of its own: a service answers several people at a time.
+    """
 
     users = 1
     silent = False
