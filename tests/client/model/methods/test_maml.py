@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def two_targets() -> Batch:
 
 def double(batch: Batch) -> Batch:
     changed = {f.name: getattr(batch, f.name) for f in dataclasses.fields(Batch)}
-    numbers = {name: value.double() for name, value in changed.items() if isinstance(value, torch.Tensor) and value.is_floating_point()}
+    numbers: dict[str, Any] = {n: v.double() for n, v in changed.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
     return dataclasses.replace(batch, **numbers)
 
 
