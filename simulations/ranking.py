@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
+import dataclasses
 
 from client.evaluation import COLD, VALIDATION, EvaluatedDomain
 from shared.ranking import ScoreRows
 
-from . import baselines
 from .control_rows import control_rows, matrix, ranked, truth_matrix
 from .ranks import RanksFile
 from .shared_work import SharedWork
+from .warm_baselines import warm_controls
 
 __all__ = ["COLD", "VALIDATION", "direction", "matrix", "ranked", "truth_matrix", "warm"]
 
@@ -36,25 +36,29 @@ def direction(
     scores: dict[str, ScoreRows] = {"federated": target.federated(people, name), "federated-shuffled": target.shuffled(people, name)}
     if alone is not None:
         scores["target-only"] = alone.federated(alone.people(name, role), name)
-    trained = ranked(people, scores, controls.popularity, target.n_items)
-    return RanksFile(
-        offsets=people.offsets,
-        users=people.persons,
-        popularity=controls.popularity,
-        ranks={**controls.ranks, **trained.ranks},
-        top={**controls.top, **trained.top},
-    )
+    return _together(controls, ranked(people, scores, controls.popularity, target.n_items))
 
 
-def warm(domain: EvaluatedDomain) -> RanksFile | None:
-    """Popularity, text and the trained encoder for training users whose latest item was kept back."""
+def warm(domain: EvaluatedDomain, *, work: SharedWork | None = None) -> RanksFile | None:
+    """All rows of training users whose latest item was kept back: what nobody trained, the trained encoder, and the partner's recommender.
+
+    Args:
+        domain: after delivery.
+        work: as for a direction.
+    Returns:
+        None where no item was kept back.
+    """
     people = domain.warm_people()
     if people.users == 0:
         return None
-    train = matrix(domain.domain.prepared.training, domain.n_items)
-    scores = {
-        "popularity": baselines.popularity(train),
-        "text": baselines.text(domain.warm_text(people), np.asarray(domain.domain.coordinates)),
-        "federated": domain.warm(people),
-    }
-    return ranked(people, scores, baselines.item_counts(train), domain.n_items)
+    controls = warm_controls(domain, people, work)
+    scores: dict[str, ScoreRows] = {"federated": domain.warm(people)}
+    recommender = domain.recommender(people)
+    if recommender is not None:
+        scores["recommender"] = recommender
+    return _together(controls, ranked(people, scores, controls.popularity, domain.n_items))
+
+
+def _together(controls: RanksFile, trained: RanksFile) -> RanksFile:
+    """Rows about the same people."""
+    return dataclasses.replace(trained, ranks={**controls.ranks, **trained.ranks}, top={**controls.top, **trained.top})

@@ -35,6 +35,8 @@ METHODS = (
     "pooled-ridge",
 )
 """Rows of a direction's table, in the order of the table."""
+WARM_METHODS = ("item-knn", "ease", "ease-text", "recommender")
+"""Rows that only the table of warm people has, behind the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +59,9 @@ class RanksFile:
 
     @property
     def methods(self) -> list[str]:
-        """Methods in the order of `METHODS`, others behind by name."""
-        return sorted(self.ranks, key=lambda m: (METHODS.index(m) if m in METHODS else len(METHODS), m))
+        """Methods in the order of `METHODS` and `WARM_METHODS`, others behind by name."""
+        order = (*METHODS, *WARM_METHODS)
+        return sorted(self.ranks, key=lambda m: (order.index(m) if m in order else len(order), m))
 
     @property
     def with_truth(self) -> np.ndarray:

@@ -128,8 +128,8 @@ def run_scenario(
         work.keep(settings, config)
     outcome = clock.timed("training", lambda: _federate(folder, scenario, settings, engine, resume is not None, tell))
     stayed = [one for one in settings if one.domain in outcome.delivered]
-    alone = stayed if with_target_only else []
-    twins = clock.timed("controls", lambda: target_only(folder, config, alone, functools.partial(_prefixed, tell)))
+    control = functools.partial(target_only, folder, config, stayed if with_target_only else [], functools.partial(_prefixed, tell))
+    twins = clock.timed("controls", control)
     clock.timed("evaluation", lambda: _evaluate(folder, stayed, twins, tell, work))
     metrics = _measure(folder, scenario, settings, outcome, split_seed, clock, tell)
     write_metrics(folder.metrics, metrics)
@@ -276,7 +276,7 @@ def _evaluate(
                 write_ranks(place / f"{source}-{target}.npz", found)
     for number, (name, domain) in enumerate(domains.items()):
         tell("evaluate", len(pairs) + number, len(pairs) + len(domains))
-        warm = ranking.warm(domain)
+        warm = ranking.warm(domain, work=work)
         if warm is not None:
             write_ranks(folder.ranks / f"warm-{name}.npz", warm)
     tell("evaluate", len(pairs) + len(domains), len(pairs) + len(domains))
