@@ -30,10 +30,11 @@ class Counter:
         address: where the service listens.
         told: what it said on its own machine.
         service: the running service.
+        stop: tells it to stop.
     """
 
-    def __init__(self, address: str, told: Told, service: RecommenderService) -> None:
-        self.address, self.told, self.service = address, told, service
+    def __init__(self, address: str, told: Told, service: RecommenderService, stop: Callable[[], None]) -> None:
+        self.address, self.told, self.service, self.stop = address, told, service, stop
         self._channel = grpc.insecure_channel(address)
 
     @property
@@ -102,7 +103,7 @@ def served(
 
     async def run() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
-        ends.append(lambda: loop.call_soon_threadsafe(stop.set))
+        ends.append(lambda: None if loop.is_closed() else loop.call_soon_threadsafe(stop.set))
         opening = open_ or partial(Recommender.open, settings, blocked=blocked)
         made.append(RecommenderService(settings, opening, tell=told, **{"hush_s": 0.0, **limits}))
         await serve(made[0], address, credentials, stop, started=running.set, grace_s=grace_s, look_s=look_s)
@@ -120,7 +121,7 @@ def served(
         assert running.wait(6 * PATIENCE_S)
         if failed:
             raise failed[0]
-        counter = Counter(address, told, made[0])
+        counter = Counter(address, told, made[0], ends[0])
         try:
             yield counter
         finally:
