@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from ..top_k import TopItems
 from .cold_start import Interests
+from .lists import Lists
 from .opened import Opened
 from .people import People
 from .requests import UnknownUser
@@ -78,22 +78,22 @@ def frames(now: Opened, wanted: Wanted, progress: Progress | None) -> Iterator[p
         chunk = slice(start, min(start + USERS_AT_A_TIME, len(wanted.ids)))
         people = wanted.people(now, chunk)
         found = now.interests_of(people)
-        queries, top = now.search(people, found, k=wanted.k, with_seen=wanted.with_seen, diversity=wanted.diversity)
-        reasons = now.reasons_of(people, found, queries, top, explain=wanted.explain)
-        yield _frame(now, wanted.ids[chunk], found, top, reasons)
+        lists = now.lists(people, found, k=wanted.k, with_seen=wanted.with_seen, diversity=wanted.diversity)
+        reasons = now.reasons_of(people, found, lists, explain=wanted.explain)
+        yield _frame(now, wanted.ids[chunk], found, lists, reasons)
         if progress is not None:
             progress(chunk.stop, len(wanted.ids))
 
 
-def _frame(now: Opened, ids: pl.Series, found: Interests, top: TopItems, reasons: pl.Series) -> pl.DataFrame:
-    n, k = top.items.shape
+def _frame(now: Opened, ids: pl.Series, found: Interests, lists: Lists, reasons: pl.Series) -> pl.DataFrame:
+    n, k = lists.items.shape
     rows = np.repeat(np.arange(n), k)
     frame = pl.DataFrame(
         {
             "user": ids.gather(rows),
             "rank": np.tile(np.arange(1, k + 1, dtype=np.int32), n),
-            "item": now.item_ids.gather(np.maximum(top.items, 0).ravel().astype(np.int64)),
-            "score": top.scores.ravel(),
+            "item": now.item_ids.gather(np.maximum(lists.items, 0).ravel().astype(np.int64)),
+            "score": lists.scores.ravel(),
             "reason": reasons,
             "source": now.sources.gather(found.sources[rows]),
             "uncertainty": found.uncertainty[rows],
@@ -101,4 +101,4 @@ def _frame(now: Opened, ids: pl.Series, found: Interests, top: TopItems, reasons
         },
         schema=SCHEMA,
     )
-    return frame.filter(pl.Series(top.items.ravel() >= 0))
+    return frame.filter(pl.Series(lists.items.ravel() >= 0))

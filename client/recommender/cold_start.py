@@ -21,6 +21,7 @@ import numpy as np
 from client.interest_distribution import PRIOR_ITEMS
 
 from ..delivery import OWN as OWN_HEAD
+from ..model.domain_head import ServingHead
 from .delivered import Delivered
 from .people import People
 from .ragged import Ragged
@@ -53,6 +54,10 @@ class Interests:
     sources: np.ndarray
     items: np.ndarray
 
+    def select(self, rows: np.ndarray) -> Interests:
+        """Those of some of the users, by position."""
+        return Interests(vectors=self.vectors[rows], scorers=self.scorers[rows], sources=self.sources[rows], items=self.items[rows])
+
     @property
     def uncertainty(self) -> np.ndarray:
         """(n,) in (0, 1]: 1 where nothing is known."""
@@ -62,10 +67,15 @@ class Interests:
 def passport_sources(delivered: Delivered) -> list[str]:
     """Sources whose passports can be read here, the one whose interest helps most first; of equals by name.
 
-    A gate that stayed closed (scale 0) says that passports of that source did not help, so whoever brought another one is read by that.
+    A gate that stayed closed says that passports of that source did not help, so whoever brought another one is read by that.
     """
     known = [name for name in delivered.brought if name in delivered.heads]
-    return sorted(known, key=lambda name: (-delivered.heads[name].scale, name))
+    return sorted(known, key=lambda name: (is_closed(delivered.heads[name]), -delivered.heads[name].scale, name))
+
+
+def is_closed(head: ServingHead) -> bool:
+    """Whether the gate of a head lets nothing in but popularity."""
+    return head.scale == 0.0 and head.neighbours is None
 
 
 def scorer_names(delivered: Delivered) -> list[str]:
@@ -119,10 +129,10 @@ def _said(scorers: np.ndarray, delivered: Delivered, names: Sequence[str]) -> np
     said[names.index(WARM)] = names.index(OWN)
     if delivered.warm is not None and delivered.warm.blend.text == 0.0 and delivered.warm.blend.collaborative == 0.0:
         said[names.index(WARM)] = 0
-    if delivered.heads[OWN_HEAD].scale == 0.0:
+    if is_closed(delivered.heads[OWN_HEAD]):
         said[names.index(OWN)] = 0
     for name in delivered.heads.keys() & set(names):
-        if delivered.heads[name].scale == 0.0 and name != OWN_HEAD:
+        if name != OWN_HEAD and is_closed(delivered.heads[name]):
             said[names.index(name)] = 0
     return np.asarray(said[scorers])
 

@@ -1,57 +1,82 @@
-"""From queries to lists: the search, what is left out of it, and the choice among its candidates."""
+"""From interests to lists: each user's search, what is left out of it, and the choice among its candidates."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from ..top_k import ExactTopK, Excluded, TopItems, TopK
-from .ragged import Ragged
+from ..top_k import Excluded, TopItems
+from .cold_start import Interests
+from .people import People
 from .reranking import n_candidates, rerank
-from .scoring import Extra
+from .scoring import Search, Searches, grouped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Lists:
+    """Lists of n users.
+
+    Attributes:
+        items: (n, k) int32 positions, best first; -1 = none.
+        scores: (n, k) float32, before any re-ranking; -inf where there is no item.
+        personal: (n, k) bool, whether it stands there more by the user's interest than by what everybody takes.
+    """
+
+    items: np.ndarray
+    scores: np.ndarray
+    personal: np.ndarray
 
 
 def best_items(
-    queries: np.ndarray,
-    *,
-    engine: TopK,
-    exact: ExactTopK,
-    extra: tuple[np.ndarray, Extra] | None,
-    masked: Ragged,
+    people: People,
+    interests: Interests,
+    searches: Searches,
     everywhere: np.ndarray,
-    coordinates: np.ndarray,
+    *,
     k: int,
     diversity: float,
-) -> TopItems:
-    """The lists of n users.
+    with_seen: bool,
+) -> Lists:
+    """The lists of some users.
 
     Args:
-        queries: (n, D).
-        engine: searches for those whose scores are inner products.
-        exact: for the others.
-        extra: who the others are, (n,) bool, and what their scores are more than inner products; None = there are none.
-        masked: what each user is not offered.
-        everywhere: (n_items,) bool, what nobody is.
-        coordinates: (n_items, d), for the choice of items that differ.
+        people, interests: what is known of them.
+        searches: of the domain.
+        everywhere: (n_items,) bool, what nobody is offered.
         k: length of the lists.
         diversity: 0 to 1.
+        with_seen: offer what they had before, too.
     """
-    wanted = n_candidates(k, diversity, len(coordinates))
-    nowhere = everywhere if everywhere.any() else None
+    n = len(people)
+    made = Lists(
+        items=np.full((n, k), -1, dtype=np.int32),
+        scores=np.full((n, k), -np.inf, dtype=np.float32),
+        personal=np.zeros((n, k), dtype=bool),
+    )
+    for number, rows in grouped(searches.numbers(interests)):
+        whole = len(rows) == n
+        part, found = (people, interests) if whole else (people.select(rows), interests.select(rows))
+        of_part = _of_search(part, found, searches[number], everywhere, k=k, diversity=diversity, with_seen=with_seen)
+        made.items[rows], made.scores[rows], made.personal[rows] = of_part.items, of_part.scores, of_part.personal
+    return made
+
+
+def _of_search(
+    people: People, interests: Interests, search: Search, everywhere: np.ndarray, *, k: int, diversity: float, with_seen: bool
+) -> Lists:
+    queries, extra = search.queries(people, interests), search.extra(people)
+    hidden = people.dismissed.then(people.blocked)
+    masked = hidden if with_seen else people.own.then(hidden)
+    excluded = Excluded(items=masked.items, offsets=masked.offsets, everywhere=everywhere if everywhere.any() else None)
+    wanted = n_candidates(k, diversity, len(search.vectors))
     if extra is None:
-        top = engine.search(queries, wanted, excluded=_excluded(masked, nowhere))
+        top = search.engine.search(queries, wanted, excluded=excluded)
     else:
-        others, added = extra
-        top = TopItems.empty(len(queries), wanted)
-        for rows, found in (
-            (others, exact.search(queries[others], wanted, excluded=_excluded(masked.select(others), nowhere), extra=added)),
-            (~others, engine.search(queries[~others], wanted, excluded=_excluded(masked.select(~others), nowhere))),
-        ):
-            top.items[rows], top.scores[rows] = found.items, found.scores
-    if diversity == 0.0:
-        return top
-    chosen = rerank(top.items, top.scores, coordinates, k=k, diversity=diversity)
-    return TopItems(items=np.take_along_axis(top.items, chosen, axis=1), scores=np.take_along_axis(top.scores, chosen, axis=1))
-
-
-def _excluded(masked: Ragged, everywhere: np.ndarray | None) -> Excluded:
-    return Excluded(items=masked.items, offsets=masked.offsets, everywhere=everywhere)
+        top = search.exact.search(queries, wanted, excluded=excluded, extra=extra)
+    if diversity > 0:
+        chosen = rerank(top.items, top.scores, search.delivered.coordinates, k=k, diversity=diversity)
+        top = TopItems(items=np.take_along_axis(top.items, chosen, axis=1), scores=np.take_along_axis(top.scores, chosen, axis=1))
+    interest, popularity = search.lifts(queries, top.items, top.scores)
+    personal = (top.items >= 0) & (interest > 0) & (interest > popularity)
+    return Lists(items=top.items, scores=top.scores, personal=personal)

@@ -10,30 +10,30 @@ import polars as pl
 
 from ..live_profiles import LiveProfiles
 from ..settings import ClientSettings
-from ..top_k import ExactTopK, TopItems, TopK
 from .cold_start import Interests, interests, source_names
 from .delivered import Delivered, open_delivered, stamp
-from .engines import EXACT, engine_of
+from .engines import check_engine
 from .explanation import Reasons
 from .filters import Filters
-from .lists import best_items
+from .lists import Lists, best_items
 from .people import Gatherer, People
 from .requests import UnknownItem, check_interest
-from .scoring import Scores
+from .scoring import Search, Searches
+
+_SAMPLED, _FEWEST_SAMPLED = 500, 20
 
 
 class Opened:
     """One state of a domain with all that is made from it; replaced as a whole."""
 
     def __init__(self, settings: ClientSettings, filters: Callable[[Delivered], Filters], engine: str, live: LiveProfiles) -> None:
+        check_engine(engine)
         self.stamp, self.at = stamp(settings), time.monotonic()
         self.delivered = open_delivered(settings)
         self.filters = filters(self.delivered)
         self.catalogue = pl.Enum(self.delivered.prepared.item_ids)
         self.gatherer = Gatherer(delivered=self.delivered, live=live, filters=self.filters, catalogue=self.catalogue)
-        self.scores = Scores.of(self.delivered)
-        self.exact = ExactTopK(self.scores.vectors)
-        self.engine: TopK = self.exact if engine == EXACT else engine_of(engine, self.scores.vectors, self.exact)
+        self.searches = Searches(self.delivered, engine, self._sample)
         self.reasons = Reasons(self.delivered)
         self.sources = pl.Series("source", source_names(self.delivered))
         self.item_ids = pl.Series("item", self.delivered.prepared.item_ids, dtype=pl.String)
@@ -41,29 +41,22 @@ class Opened:
     def interests_of(self, people: People) -> Interests:
         return interests(people, self.delivered)
 
-    def search(self, people: People, found: Interests, *, k: int, with_seen: bool, diversity: float) -> tuple[np.ndarray, TopItems]:
-        """Queries (n, D), and the lists (n, k)."""
-        queries = self.scores.queries(people, found)
-        extra = self.scores.extra(people, found)
-        hidden = people.dismissed.then(people.blocked)
-        masked = hidden if with_seen else people.own.then(hidden)
-        top = best_items(
-            queries,
-            engine=self.engine,
-            exact=self.exact,
-            extra=extra,
-            masked=masked,
-            everywhere=self.filters.everywhere,
-            coordinates=self.delivered.coordinates,
-            k=k,
-            diversity=diversity,
-        )
-        return queries, top
+    def lists(self, people: People, found: Interests, *, k: int, with_seen: bool, diversity: float) -> Lists:
+        """Lists of some users."""
+        return best_items(people, found, self.searches, self.filters.everywhere, k=k, diversity=diversity, with_seen=with_seen)
 
-    def reasons_of(self, people: People, found: Interests, queries: np.ndarray, top: TopItems, *, explain: bool) -> pl.Series:
+    def reasons_of(self, people: People, found: Interests, lists: Lists, *, explain: bool) -> pl.Series:
         """(n * k,) why each item is on its list; in words where somebody wants them."""
-        personal = self.scores.is_personal(queries, top.items, top.scores)
-        return self.reasons.in_words(people, found, top.items, personal) if explain else self.reasons.brief(personal)
+        return self.reasons.in_words(people, found, lists.items, lists.personal) if explain else self.reasons.brief(lists.personal)
+
+    def _sample(self, number: int, search: Search) -> np.ndarray | None:
+        """Queries of some users of a search; None where there are too few of them."""
+        everybody = [self.delivered.prepared.everyone.pseudonyms, *(brought.users for brought in self.delivered.brought.values())]
+        users = np.concatenate([some[np.linspace(0, len(some) - 1, min(_SAMPLED, len(some))).astype(np.int64)] for some in everybody])
+        people = self.gatherer.people(users)
+        found = self.interests_of(people)
+        mine = np.flatnonzero(self.searches.numbers(found) == number)
+        return search.queries(people.select(mine), found.select(mine)) if len(mine) >= _FEWEST_SAMPLED else None
 
     def position(self, item: str) -> int:
         """Raises UnknownItem."""

@@ -33,6 +33,7 @@ from .opened import Opened
 from .people import People, nobody
 from .ragged import Ragged
 from .requests import Answer, Recommendation, Request, UnknownItem, UnknownUser, check_declared, check_diversity, check_length
+from .scoring import PLAIN
 
 __all__ = ["Answer", "Recommendation", "Recommender", "Request", "Similar", "UnknownItem", "UnknownUser"]
 
@@ -192,12 +193,12 @@ class Recommender:
         now = self._now
         at = now.position(item)
         check_length(k, max(now.delivered.n_items - 1, 1))
-        d = now.delivered.space.dimension
-        query = np.zeros((1, now.scores.vectors.shape[1]), dtype=np.float32)
+        search, d = now.searches[PLAIN], now.delivered.space.dimension
+        query = np.zeros((1, search.vectors.shape[1]), dtype=np.float32)
         query[0, :d] = now.delivered.coordinates[at]
         if not query.any():
             raise UsageError("the item has no text, so it has no place among others", do="Give it a text in the catalogue.")
-        top = now.engine.search(query, k, excluded=Excluded.of([np.array([at])], now.filters.everywhere))
+        top = search.exact.search(query, k, excluded=Excluded.of([np.array([at])], now.filters.everywhere))
         there = top.items[0] >= 0
         items, scores = top.items[0][there], top.scores[0][there]
         titles = now.reasons.titles(items)
@@ -214,7 +215,8 @@ class Recommender:
         at = now.position(item)
         people = self._people(now, [Request(user=user)])
         found = now.interests_of(people)
-        return now.reasons.of_item(people, found, at, source=now.sources[int(found.sources[0])], parts=now.scores.parts(people, found, at))
+        parts = now.searches[int(now.searches.numbers(found)[0])].parts(people, found, at)
+        return now.reasons.of_item(people, found, at, source=now.sources[int(found.sources[0])], parts=parts)
 
     def all_users(self) -> pl.Series:
         """The partner's own ids of everybody with an account here, as they were when the data were prepared."""
@@ -233,8 +235,8 @@ class Recommender:
         """Of requests that are alike."""
         first = requests[0]
         found = now.interests_of(people)
-        queries, top = now.search(people, found, k=first.k, with_seen=first.with_seen, diversity=first.diversity)
-        reasons = now.reasons_of(people, found, queries, top, explain=first.explain).to_list()
+        top = now.lists(people, found, k=first.k, with_seen=first.with_seen, diversity=first.diversity)
+        reasons = now.reasons_of(people, found, top, explain=first.explain).to_list()
         for row, request in enumerate(requests):
             there = np.flatnonzero(top.items[row] >= 0).tolist()
             ids = now.item_ids.gather(top.items[row][there].astype(np.int64)).to_list()

@@ -1,28 +1,35 @@
-r"""Every serving head as one search: item vectors that hold the coordinates and, beside them, the prior of each head.
+r"""Every serving head as a search by inner product: item vectors that hold the coordinates, and beside them priors and factors.
 
-A head scores :math:`\beta\langle z + b, x_j\rangle + \mathrm{prior}_j` (`client.model.domain_head`). With the priors of all heads as
-further columns, :math:`x'_j = [x_j, \mathrm{prior}_{1j}, \mathrm{prior}_{2j}, ..., f_j]`, that is the inner product with
-:math:`q = [\beta (z + b), 0, ..., 1, ..., 0, q_f]`; :math:`f_j` are the item factors of the blend for warm users, where it has some. So
-users with a history, with passports of any source and with nothing are searched for together, in one index. What the blend adds beyond an
-inner product (item weights) comes as a function that gives dense rows.
+A head scores :math:`\beta\langle z + b, x_j\rangle + \mathrm{prior}_j` (`client.model.domain_head`). With the priors of several heads as
+further columns, :math:`x'_j = [x_j, \mathrm{prior}_{1j}, \mathrm{prior}_{2j}, ...]`, that is the inner product with
+:math:`q = [\beta (z + b), 0, ..., 1, ..., 0]`, so all plain heads share one search. A head with factors of its own (alike people, or the
+blend for warm users) has a search to itself, or everybody would pay for its columns; what the blend adds beyond an inner product (item
+weights) comes as a function that gives dense rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..delivery import OWN as OWN_HEAD
 from ..model.domain_head import ServingHead, popularity_head
+from ..top_k import ExactTopK, TopK
 from .cold_start import WARM, Interests, scorer_names
 from .delivered import Delivered
+from .engines import engine_of
 from .people import People
 from .ragged import Ragged
 from .requests import DECLARED, OWN, POPULARITY
 
 Extra = Callable[[slice], np.ndarray]
+PLAIN = 0
+"""The search that all plain heads share; popularity is one of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,117 +42,155 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Scores:
-    """All ways of scoring of one domain.
+class Search:
+    """One search, and the heads that use it.
 
     Attributes:
         delivered: what is scored with.
-        heads: one for each of `scorer_names`; what stands for the blend is scored by the blend.
-        vectors: (n_items, D) float32; D = d + H + factors.
+        heads: by scorer (a position in `scorer_names`); none where the blend is what scores.
+        vectors: (n_items, D) float32: d coordinates, a prior for each head or the blend's, factors.
         centre: (D,) their mean.
+        exact: exact search over them.
+        engine: the search that the partner chose.
     """
 
     delivered: Delivered
-    heads: list[ServingHead]
+    heads: dict[int, ServingHead]
     vectors: np.ndarray
     centre: np.ndarray
+    exact: ExactTopK
+    engine: TopK
 
     @classmethod
-    def of(cls, delivered: Delivered) -> Scores:
-        heads = [_head(name, delivered) for name in scorer_names(delivered)]
-        columns = [delivered.coordinates, *(head.prior[:, None] for head in heads)]
-        if delivered.warm is not None:
-            blended = delivered.warm.vectors(delivered.coordinates)  # (n_items, d + 1 + factors)
-            d = delivered.space.dimension
-            columns[-1] = blended[:, d : d + 1]
-            columns.append(blended[:, d + 1 :])
-        vectors = np.concatenate(columns, axis=1, dtype=np.float32)
-        return cls(delivered=delivered, heads=heads, vectors=vectors, centre=vectors.mean(axis=0))
+    def of(cls, delivered: Delivered, heads: dict[int, ServingHead]) -> Search:
+        """An exact search."""
+        if delivered.warm is not None and not heads:
+            vectors = delivered.warm.vectors(delivered.coordinates)
+        elif len(heads) == 1:
+            vectors = next(iter(heads.values())).item_vectors(delivered.coordinates)
+        else:
+            vectors = np.concatenate([delivered.coordinates, *(head.prior[:, None] for head in heads.values())], axis=1, dtype=np.float32)
+        exact = ExactTopK(vectors)
+        return cls(delivered=delivered, heads=heads, vectors=vectors, centre=vectors.mean(axis=0), exact=exact, engine=exact)
+
+    @property
+    def priors(self) -> slice:
+        """Columns that are the same for everybody whom a head scores."""
+        d = self.delivered.space.dimension
+        return slice(d, d + max(1, len(self.heads)))
 
     def queries(self, people: People, interests: Interests) -> np.ndarray:
         """(n, D) float32, whose inner products with ``vectors``, and `extra`, are the scores."""
-        n, d = interests.vectors.shape
-        queries = np.zeros((n, self.vectors.shape[1]), dtype=np.float32)
-        scales = np.array([head.scale for head in self.heads], dtype=np.float32)[interests.scorers]
-        offsets = np.stack([head.offset for head in self.heads]).astype(np.float32)[interests.scorers]
-        queries[:, :d] = scales[:, None] * (interests.vectors + offsets)
-        queries[np.arange(n), d + interests.scorers] = 1.0
-        warm = self.is_warm(interests)
-        if self.delivered.warm is not None and warm.any():
-            items, mask = self._histories(people, warm)
-            blended = self.delivered.warm.queries(items, mask, self.delivered.coordinates)  # (warm, d + 1 + factors)
-            place = d + len(self.heads)
-            queries[warm, :d] = blended[:, :d]
-            queries[warm, place - 1 :] = blended[:, d:]
+        if not self.heads and self.delivered.warm is not None:
+            return self.delivered.warm.queries(*histories(people, self.delivered), self.delivered.coordinates)
+        d = self.delivered.space.dimension
+        queries = np.zeros((len(interests.vectors), self.vectors.shape[1]), dtype=np.float32)
+        for place, (scorer, head) in enumerate(self.heads.items()):
+            who = interests.scorers == scorer
+            found = head.queries(interests.vectors[who])  # (who, d + 1 + factors)
+            queries[who, :d], queries[who, d + place] = found[:, :d], found[:, d]
+            if len(self.heads) == 1:
+                queries[who, d + 1 :] = found[:, d + 1 :]
         return queries
 
-    def extra(self, people: People, interests: Interests) -> tuple[np.ndarray, Extra] | None:
-        """Whose scores are more than inner products, (n,) bool, and what is added to theirs; None where nobody's are."""
-        warm = self.is_warm(interests)
-        if self.delivered.warm is None or not warm.any():
+    def extra(self, people: People) -> Extra | None:
+        """What is added to the inner products; None where nothing is."""
+        if self.heads or self.delivered.warm is None:
             return None
-        added = self.delivered.warm.extra(*self._histories(people, warm))
-        return None if added is None else (warm, added)
-
-    def is_warm(self, interests: Interests) -> np.ndarray:
-        """(n,) bool: who is scored by the blend."""
-        return np.asarray(interests.scorers == len(self.heads) - 1)
-
-    def parts(self, people: People, interests: Interests, item: int) -> Parts:
-        """Of the score of one item for the first of the users."""
-        queries = self.queries(people, interests)
-        extra = self.extra(people, interests)
-        score = float(queries[0] @ self.vectors[item])
-        if extra is not None and extra[0][0]:
-            score += float(extra[1](slice(0, 1))[0, item])
-        interest, popularity = self.lifts(queries[:1], np.array([[item]]), np.array([[score]]))
-        return Parts(score=score, interest=float(interest[0, 0]), popularity=float(popularity[0, 0]))
-
-    def is_personal(self, queries: np.ndarray, items: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """(n, k) bool: whether an item stands above the average of the catalogue more by the interest than by the prior.
-
-        Args:
-            queries: (n, D), from `queries`.
-            items: (n, k) positions; what stands for none gives False.
-            scores: (n, k) of these items.
-        """
-        interest, popularity = self.lifts(queries, items, scores)
-        return np.asarray((items >= 0) & (interest > 0) & (interest > popularity))
+        return self.delivered.warm.extra(*histories(people, self.delivered))
 
     def lifts(self, queries: np.ndarray, items: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n, k) how far interest and prior lift items above the average of the catalogue.
+        """(n, k) how far interest and prior lift (n, k) items above the average of the catalogue.
 
         What item weights add is counted as interest whole: of most items it is nothing.
+
+        Args:
+            queries: (n, D).
+            items: (n, k) positions, -1 for none.
+            scores: (n, k) of these items.
         """
-        d = self.delivered.space.dimension
-        priors = slice(d, d + len(self.heads))
-        prior = np.einsum("nkh,nh->nk", self.vectors[np.maximum(items, 0), priors], queries[:, priors])
+        prior = np.einsum("nkh,nh->nk", self.vectors[np.maximum(items, 0), self.priors], queries[:, self.priors])
         typical = queries @ self.centre
-        typical_prior = queries[:, priors] @ self.centre[priors]
+        typical_prior = queries[:, self.priors] @ self.centre[self.priors]
         there = np.where(items >= 0, scores, 0.0)
         return there - prior - (typical - typical_prior)[:, None], prior - typical_prior[:, None]
 
-    def _histories(self, people: People, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What the blend reads of some users: (rows, L) items, latest last, and 1 where one was liked, -1 where it was dismissed."""
-        own, dismissed, most = people.own.select(users), people.dismissed.select(users), self.delivered.config.training.max_history_items
-        both = own.then(dismissed)
-        signs = np.concatenate([np.ones(len(own.items), dtype=np.int8), -np.ones(len(dismissed.items), dtype=np.int8)])
-        order = np.argsort(np.concatenate([own.rows, dismissed.rows]), kind="stable")
-        items, mask = both.padded(most)
-        signed, _ = Ragged(offsets=both.offsets, items=signs[order].astype(np.int64)).padded(most)
-        return items, signed * mask
+    def parts(self, people: People, interests: Interests, item: int) -> Parts:
+        """Of the score of one item for one user."""
+        queries = self.queries(people, interests)
+        extra = self.extra(people)
+        score = float(queries[0] @ self.vectors[item]) + (0.0 if extra is None else float(extra(slice(0, 1))[0, item]))
+        interest, popularity = self.lifts(queries, np.array([[item]]), np.array([[score]]))
+        return Parts(score=score, interest=float(interest[0, 0]), popularity=float(popularity[0, 0]))
+
+
+class Searches:
+    """The searches of one domain, each made when it is first needed; any thread may ask.
+
+    Args:
+        delivered: what is scored with.
+        engine: one of `client.recommender.engines.ENGINES`.
+        sample: gives queries (n, D) of some users of a search, for engines that want to see a few beforehand.
+    """
+
+    def __init__(self, delivered: Delivered, engine: str, sample: Callable[[int, Search], np.ndarray | None]) -> None:
+        self._delivered, self._engine, self._sample = delivered, engine, sample
+        names = scorer_names(delivered)
+        heads = {scorer: _head(name, delivered) for scorer, name in enumerate(names) if name != WARM}
+        plain = {scorer: head for scorer, head in heads.items() if head.neighbours is None}
+        own = [{scorer: head} for scorer, head in heads.items() if head.neighbours is not None]
+        self._heads: list[dict[int, ServingHead]] = [plain, *own, {}]
+        self._of_scorer = np.full(len(names), len(self._heads) - 1, dtype=np.int64)  # the blend's, where no head is named
+        for number, each in enumerate(self._heads):
+            self._of_scorer[list(each)] = number
+        self._made: dict[int, Search] = {}
+        self._lock = threading.Lock()
+
+    def numbers(self, interests: Interests) -> np.ndarray:
+        """(n,) which search each user needs."""
+        return np.asarray(self._of_scorer[interests.scorers])
+
+    def __getitem__(self, number: int) -> Search:
+        with self._lock:
+            if number not in self._made:
+                made = Search.of(self._delivered, self._heads[number])
+                sample = functools.partial(self._sample, number, made)
+                engine = engine_of(self._engine, made.vectors, made.exact, sample)
+                self._made[number] = dataclasses.replace(made, engine=engine)
+            return self._made[number]
+
+
+def histories(people: People, delivered: Delivered) -> tuple[np.ndarray, np.ndarray]:
+    """What the blend reads: (n, L) items, latest last; and (n, L) int8, 1 where one was liked, -1 dismissed, 0 where there is none."""
+    own, dismissed, most = people.own, people.dismissed, delivered.config.training.max_history_items
+    both = own.then(dismissed)
+    signs = np.concatenate([np.ones(len(own.items), dtype=np.int64), -np.ones(len(dismissed.items), dtype=np.int64)])
+    order = np.argsort(np.concatenate([own.rows, dismissed.rows]), kind="stable")
+    items, mask = both.padded(most)
+    signed, _ = Ragged(offsets=both.offsets, items=signs[order]).padded(most)
+    return items, (signed * mask).astype(np.int8)
+
+
+def grouped(numbers: np.ndarray) -> Sequence[tuple[int, np.ndarray]]:
+    """Each search that somebody needs, and (m,) who does."""
+    return [(int(number), np.flatnonzero(numbers == number)) for number in np.unique(numbers)]
 
 
 def _head(name: str, delivered: Delivered) -> ServingHead:
     own = delivered.heads[OWN_HEAD]
-    if name in (OWN, WARM):
+    if name == OWN:
         return own
     if name == POPULARITY:
         counts = np.expm1(own.log_counts[:1].astype(np.float64))
         return popularity_head(np.rint(counts), own.offset.shape[0])
-    if name == DECLARED and own.scale == 0.0:
-        # Histories do not help here; but whoever says what they like wants to be heard. The public scale that training starts with.
+    if name == DECLARED:
+        # Histories may not help here, but whoever says what they like wants to be heard: then by the public scale that training starts
+        # with. And people with alike histories say nothing of people with alike words.
+        weak = own.scale == 0.0
         return ServingHead(
-            scale=delivered.config.training.temperature, offset=np.zeros_like(own.offset), weights=own.weights, log_counts=own.log_counts
+            scale=delivered.config.training.temperature if weak else own.scale,
+            offset=np.zeros_like(own.offset) if weak else own.offset,
+            weights=own.weights,
+            log_counts=own.log_counts,
         )
-    return own if name == DECLARED else delivered.heads[name]
+    return delivered.heads[name]
