@@ -41,6 +41,10 @@ PAIRS = (
 """A and B of the differences A - B; those whose methods were measured are made. The recommender is a row of warm users only."""
 
 
+OPTIONAL = ("target-only",)
+"""Rows that a run may do without: where some seeds have them and some do not, they are left out."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedRun:
     """A run folder with what it says of itself."""
@@ -223,8 +227,8 @@ def pool(
     Raises:
         RunFolderError: when the seeds did not measure the same methods.
     """
-    methods = seeds[0].methods
-    if any(seed.methods != methods for seed in seeds):
+    methods = [m for m in seeds[0].methods if m not in OPTIONAL or all(m in seed.methods for seed in seeds)]
+    if any([m for m in seed.methods if m in methods or m not in OPTIONAL] != methods for seed in seeds):
         raise RunFolderError(f"the runs measured different methods for {source or 'warm'}-{target}", do="Run the older ones again.")
     values = [{method: user_values(seed, method) for method in methods} for seed in seeds]
     columns: dict[tuple[str, ...], np.ndarray] = {

@@ -13,7 +13,8 @@ from .run_slots import epsilon_name
 from .tables import bounded, caption, comparison_stamps, markdown_table, signed_bounds, verdict
 from .variants import Variant
 
-NOT_DEBITED = "epsilon of one run; selection and metrics on public benchmark data, not debited"
+TRAINED = ("federated", "recommender", "federated-shuffled", "target-only")
+"""Rows that differ from variant to variant; all others are controls, shown once."""
 
 
 def comparison_markdown(comparison: Comparison, pictures: Sequence[tuple[str, str]] = ()) -> str:
@@ -36,6 +37,8 @@ def comparison_markdown(comparison: Comparison, pictures: Sequence[tuple[str, st
         parts += ["## Privacy and utility", *(f"![{title}]({path})" for title, path in pictures)]
     for title, results in by_direction(comparison):
         parts += [f"## {title}, cold people", utility_table(comparison, results)]
+    for title, results in by_direction(comparison, warm=True):
+        parts += [f"## {title}", utility_table(comparison, results)]
     alone = federation_table(comparison)
     if alone:
         parts += ["## Federated minus target-only", alone, f"*{MARGIN}*"]
@@ -118,11 +121,11 @@ def choice_words(comparison: Comparison, choice: Choice) -> str:
     return f"epsilon {epsilon_name(choice.epsilon)}: **{name}**, {certain} on {choice.n_users:,} validation rows{reported}."
 
 
-def by_direction(comparison: Comparison) -> list[tuple[str, list[Pooled]]]:
-    """(title, results) of each direction."""
+def by_direction(comparison: Comparison, *, warm: bool = False) -> list[tuple[str, list[Pooled]]]:
+    """(title, results) of each direction, or of each domain's warm users."""
     found: dict[str, list[Pooled]] = {}
     for result in comparison.results:
-        if result.source:
+        if (result.source is None) == warm:
             found.setdefault(result.title, []).append(result)
     return list(found.items())
 
@@ -144,14 +147,14 @@ def utility_rows(comparison: Comparison, results: Sequence[Pooled]) -> list[tupl
     for variant in comparison.variants:
         of: list[Pooled | None] = [at.get((variant, epsilon)) for epsilon in epsilons]
         name = comparison.words(variant)
-        for method in ("federated", "federated-shuffled", "target-only"):
+        for method in TRAINED:
             if any(r is not None and method in r.methods for r in of):
                 cells = ["" if r is None or method not in r.methods else f"{bounded('hr@10', r.methods[method]['hr@10'])}" for r in of]
                 title = f"{name}: {method}" if name else method
-                rows.append((f"**{title}**" if method == "federated" else title, cells))
+                rows.append((f"**{title}**" if method in ("federated", "recommender") else title, cells))
     fullest = {epsilon: max((r for r in results if r.epsilon == epsilon), key=lambda r: r.n_users) for epsilon in epsilons}
-    for method in ("popularity", "linked-popularity", "text", "text-popularity", "head-only", "pooled-ridge"):
-        if any(method in r.methods for r in fullest.values()):
+    for method in dict.fromkeys(method for r in fullest.values() for method in r.methods):
+        if method not in TRAINED:
             rows.append((method, [bounded("hr@10", r.methods[method]["hr@10"]) if method in r.methods else "" for r in fullest.values()]))
     users = [f"{fullest[epsilon].n_users:,} / {fullest[epsilon].n_seeds}" for epsilon in epsilons]
     return [*rows, ("rows / seeds", users)]

@@ -54,6 +54,7 @@ def render(comparison: Comparison, drawn: Sequence[Picture]) -> str:
 def _context(comparison: Comparison, drawn: Sequence[Picture]) -> dict[str, Any]:
     several = len(comparison.variants) > 1
     groups = [("Mean over directions", list(comparison.overall))] if len(by_direction(comparison)) > 1 else []
+    sections = [*groups, *by_direction(comparison), *by_direction(comparison, warm=True)]
     return {
         "name": comparison.scenario,
         "stamps": tables.comparison_stamps(comparison),
@@ -68,7 +69,7 @@ def _context(comparison: Comparison, drawn: Sequence[Picture]) -> dict[str, Any]
         "findings": findings(comparison),
         "choices": [_choice(comparison, at) for at in range(len(comparison.choices))] if several else [],
         "pictures": [{"title": picture.title, "plot": picture.svg()} for picture in drawn],
-        "utility": [_utility(comparison, title, results) for title, results in [*groups, *by_direction(comparison)] if results],
+        "utility": [_utility(comparison, title, results) for title, results in sections if results],
         "federation": federation_rows(comparison),
         "contrasts": [contrast_cells(comparison, contrast) for contrast in shown_contrasts(comparison)] if several else [],
         "details": [_details(comparison, result) for result in comparison.results],

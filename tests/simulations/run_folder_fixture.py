@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from client.egress_manifest import Manifest
-from shared.config import PrivacyConfig, RunConfig
+from shared.config import ModelConfig, PrivacyConfig, RunConfig
 from simulations.metrics import Bytes, DomainPrivacy, Metrics, Seconds, build_metrics, write_metrics
 from simulations.ranks import METHODS, RanksFile, write_ranks
 
@@ -40,8 +40,9 @@ def planted_ranks(n_users: int, seed: int, methods: dict[str, float], *, first_p
     return RanksFile(offsets=offsets, users=users, popularity=generator.integers(0, 50, N_ITEMS), ranks=ranks, top=top)
 
 
-def config_of(*, seed: int = 0, epsilon: float = 8.0, noise: str = "system", name: str = "planted") -> RunConfig:
-    return RunConfig(name=name, seed=seed, privacy=PrivacyConfig(epsilon=epsilon, noise=noise, rounds=3, noise_multiplier=1.0))
+def config_of(*, seed: int = 0, epsilon: float = 8.0, noise: str = "system", name: str = "planted", method: str = "residual") -> RunConfig:
+    privacy = PrivacyConfig(epsilon=epsilon, noise=noise, rounds=3, noise_multiplier=1.0)
+    return RunConfig(name=name, seed=seed, privacy=privacy, model=ModelConfig(method=method))
 
 
 def planted_folder(
@@ -52,14 +53,23 @@ def planted_folder(
     noise: str = "system",
     strength: dict[str, float] | None = None,
     n_users: int = 300,
+    method: str = "residual",
+    validation: dict[str, float] | None = None,
 ) -> Path:
-    """Writes a whole run folder: configuration, rounds, ranks, metrics and egress manifests."""
-    config = config_of(seed=seed, epsilon=epsilon, noise=noise)
+    """Writes a whole run folder: configuration, rounds, ranks, metrics and egress manifests.
+
+    Args:
+        strength: method -> chance of a hit; of cold people, and of validation people where ``validation`` says nothing else.
+    """
+    config = config_of(seed=seed, epsilon=epsilon, noise=noise, method=method)
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(config.to_toml())
     chances = strength or STRENGTH
     for number, (source, target) in enumerate((DOMAINS, DOMAINS[::-1])):
         write_ranks(folder / "ranks" / f"{source}-{target}.npz", planted_ranks(n_users, 100 * seed + number, chances))
+        known = {row: (validation or chances)[row] for row in ("popularity", "head-only", "federated", "federated-shuffled")}
+        ranks = planted_ranks(n_users // 3, 100 * seed + 20 + number, known, first_person=n_users)
+        write_ranks(folder / "ranks" / "validation" / f"{source}-{target}.npz", ranks)
     for number, domain in enumerate(DOMAINS):
         warm = {method: chances[method] for method in ("popularity", "text", "federated")}
         write_ranks(folder / "ranks" / f"warm-{domain}.npz", planted_ranks(n_users, 100 * seed + 10 + number, warm))
