@@ -66,13 +66,13 @@ $(SET_UP)/demo: $(SET_UP)/venv
 	@touch $@ $(SET_UP)/run
 
 $(SET_UP)/test: $(SET_UP)/venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[ray,sql,test]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[ray,sql,serve,onnx,lora,test]"
 	@touch $@ $(SET_UP)/run
 
 $(SET_UP)/check: $(SET_UP)/venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[ray,sql,test,check,crosscheck]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[ray,sql,serve,onnx,lora,test,check,crosscheck]"
 	@touch $@ $(SET_UP)/test $(SET_UP)/run
 
 $(SET_UP)/bench: $(SET_UP)/venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench,sql]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench,sql,serve,onnx,lora]"
 	@touch $@ $(SET_UP)/run
