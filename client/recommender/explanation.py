@@ -89,7 +89,7 @@ class Reasons:
     def _titles(self) -> pl.Series:
         texts = pl.Series("title", [text or item for text, item in zip(self._texts, self._delivered.prepared.item_ids, strict=True)])
         long = texts.str.len_chars() > LONGEST_TITLE
-        return texts.set(long, texts.str.slice(0, LONGEST_TITLE - 1).str.strip_chars_end() + "…") if long.any() else texts
+        return (texts.str.slice(0, LONGEST_TITLE - 1).str.strip_chars_end() + "…").zip_with(long, texts)
 
     @cached_property
     def prototype_names(self) -> list[str]:
