@@ -31,7 +31,7 @@ def per_user_gradients(model: InterestModel, batch: Batch) -> np.ndarray:
     wrapped.train()
     try:
         wrapped(batch).sum().backward()
-        samples = [_sample(p).flatten(1).numpy() for p in model.parameters() if p.requires_grad]
+        samples = [_sample(p).flatten(1).cpu().numpy() for p in model.parameters() if p.requires_grad]
         if any(len(sample) != batch.users for sample in samples):
             return np.full((batch.users, sum(sample.shape[1] for sample in samples)), np.nan)
         return np.concatenate(samples, axis=1)
@@ -50,7 +50,8 @@ def gradient_error(model: InterestModel, batch: Batch) -> float:
     errors = []
     for position, mine in enumerate(per_user_gradients(model, batch)):
         loss = model(batch.part(position, position + 1)).sum()
-        truth = np.concatenate([g.flatten().numpy() for g in torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])])
+        parts = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+        truth = np.concatenate([part.flatten().cpu().numpy() for part in parts])
         errors.append(relative_error(mine, truth))
     return _worst(errors)
 
@@ -72,7 +73,7 @@ def moved_model(config: RunConfig, domain: str, seed: int = 2) -> InterestModel:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in (p for p in model.parameters() if p.requires_grad):
-            parameter.add_(_SPREAD * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(_SPREAD * torch.randn(parameter.shape, generator=generator).to(parameter.device))
     return model
 
 

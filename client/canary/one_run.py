@@ -17,8 +17,8 @@ joint vector of each step, which is more than any server ever receives. Two scor
 
 A canary in a single tensor with a constant sign would be blind to a clip in each tensor and to one noise for all rounds; this one is not,
 and against correct code it is as strong. The audit configuration is fixed (q = 1, sigma = 3, mu = 1 over three rounds of three steps),
-because sampling would dilute what can be seen; sampling is tested by tier 1. The partner's clip norm, grid, encoder, sharing and training
-settings stay.
+because sampling would dilute what can be seen; sampling is tested by tier 1. The partner's clip norm, grid, sharing and training settings
+stay; the encoder is the smallest, because its gradients are overwritten and those of a large one would fill gigabytes.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def audit_config(config: RunConfig) -> RunConfig:
         steps_per_round=STEPS,
         noise="system",
     )
-    model = dataclasses.replace(_MODEL, encoder=config.model.encoder, sharing=config.model.sharing)
+    model = dataclasses.replace(_MODEL, sharing=config.model.sharing)
     at_once = min(max(config.compute.micro_batch_users, _LEAST_AT_ONCE), _MOST_AT_ONCE)
     compute = dataclasses.replace(config.compute, micro_batch_users=at_once)
     return dataclasses.replace(config, name="canary", privacy=privacy, model=model, compute=compute)

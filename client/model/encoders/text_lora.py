@@ -183,8 +183,7 @@ def _adapted(rank: int, rows: _Rows) -> tuple[Any, list[nn.Linear]]:
             ) from None
         language = TextEncoder(item_tokens.LANGUAGE_MODEL, cache=None).language_model
         settings = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(_TARGETS), bias="none")
-        with torch.random.fork_rng(devices=[]):  # the library draws weights of its own, which are drawn again
-            language = inject_adapter_in_model(settings, language)
+        language = inject_adapter_in_model(settings, language)
     layers: list[nn.Linear] = []
     for module in language.modules():
         if isinstance(module, nn.Dropout):

@@ -25,7 +25,7 @@ _BERT_SPREAD, _BERT_WIDTH = 0.02, 768
 
 
 class TransformerEncoder(nn.Module):
-    """Weights are drawn from the generator alone: the same in every process, and torch's global random numbers are left as they were.
+    """Weights are drawn anew from the generator alone, so that they are the same in every process.
 
     Args:
         model: dimension, layers and heads.
@@ -78,8 +78,7 @@ def _bert(model: ModelConfig, length: int) -> Any:
             "attention_probs_dropout_prob": 0.0,
             "attn_implementation": "eager",  # the others have each their own opinion of a row that is masked altogether
         }
-        with torch.random.fork_rng(devices=[]):  # the library draws weights of its own, which are drawn again below
-            bert: Any = BertModel(BertConfig(**shape), add_pooling_layer=False)
+        bert: Any = BertModel(BertConfig(**shape), add_pooling_layer=False)
     bert.embeddings.word_embeddings = None  # never read; a parameter without a gradient is none of a user's
     types = bert.embeddings.token_type_embeddings
     nn.init.zeros_(types.weight)
