@@ -16,6 +16,7 @@ import typer
 from shared import errors
 from shared.errors import UsageError
 
+from . import unseen_command
 from .cli_comparisons import register
 from .cli_options import AsJson, Data, Debug, Engine, Out, Override, Quiet, engine_from, epsilon_from, overrides_from
 from .console import Console, command_of, error_record, guarded
@@ -178,6 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 register(app, EPILOG)
+unseen_command.register(app, EPILOG)
 
 
 def exit_codes() -> dict[int, list[str]]:
