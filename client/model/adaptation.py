@@ -1,8 +1,10 @@
 r"""Adapting to one user in a few steps: the inner loop of the method `maml`, in training and at serving.
 
-.. math:: z' = (1 + g)\,z + b,\qquad (b, g) \leftarrow (b, g) - \alpha\,\nabla_{(b, g)}\; CE(s\,z';\ \text{support})
+.. math:: z' = (1 + g)\,z + b,\qquad (b, g) \leftarrow (b, g) - \alpha\,\nabla_{(b, g)}\; \tfrac1s \sum_{j \in \text{support}} CE_j(s\,z')
 
-from a start :math:`(b_0, g_0)` that all users of all domains share. With no support item the start is what remains.
+from a start :math:`(b_0, g_0)` that all users of all domains share. With no support item the start is what remains. The sum is a
+likelihood: each item weighs the same, so a user with five is moved five times as far as one with one. Divided by the scale of scores s, an
+item that scores nothing yet moves an interest by alpha times its own coordinate, whatever s a domain has learned.
 """
 
 from __future__ import annotations
@@ -59,6 +61,12 @@ def inner_loop(
     if not second_order:
         moved, opened = moved.detach(), opened.detach()
     return (1.0 + gate + opened) * interests + offset + moved
+
+
+def support_loss(adapted: Tensor, scale: Tensor | float, support: Batch) -> Tensor:
+    """(batch, T) what the inner loop descends. Args: adapted (batch, T, d); scale s, broadcast to (batch, 1, 1); support: its targets."""
+    items = support.target_mask.sum(dim=1)[:, None, None]  # (batch, 1, 1)
+    return cross_entropy(scale * adapted, support) * (items / scale)[..., 0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -160,7 +168,7 @@ def _adapted(
         before,
         torch.from_numpy(np.array(start.offset, dtype=np.float32)),
         before.new_full((1,), start.gate),
-        lambda adapted: cross_entropy(start.scale * adapted, support),
+        lambda adapted: support_loss(adapted, start.scale, support),
         rate=start.rate,
         steps=start.steps,
         second_order=False,

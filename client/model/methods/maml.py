@@ -4,8 +4,8 @@ Model-agnostic meta-learning (Finn, Abbeel and Levine 2017, ICML) with an inner 
 al. 2020, "Rapid learning or feature reuse?", ICLR). For a user with interest :math:`z`, support items S and query items Q,
 
 .. math:: z'(b, g) = (1 + g)\,z + b,\qquad
-          (b', g') = (b_0, g_0) - \alpha\,\nabla\, CE_S\big(z'(b_0, g_0)\big),\qquad
-          \ell = CE_Q\big(z'(b', g')\big).
+          (b', g') = (b_0, g_0) - \alpha\,\nabla\, \tfrac1s \sum_{j \in S} CE_j\big(s\,z'(b_0, g_0)\big),\qquad
+          \ell = \tfrac1{|Q|} \sum_{j \in Q} CE_j\big(s\,z'(b', g')\big).
 
 The outer gradient goes to the start :math:`(b_0, g_0)`, which is a shared array, and to encoder, transfer layer and scale of scores as
 in `residual`; it goes through the inner step too, or, with ``training.first_order``, only around it. The user's whole outer gradient is
@@ -21,7 +21,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from client.model.adaptation import inner_loop
+from client.model.adaptation import inner_loop, support_loss
 from client.model.objective import Batch, cross_entropy
 from shared.config import ModelConfig, RunConfig
 
@@ -72,7 +72,7 @@ class MamlModel(InterestModel):
             interests,
             offset,
             gate,
-            lambda some: cross_entropy(scale * some, support),
+            lambda some: support_loss(some, scale, support),
             rate=self.rate,
             steps=self.steps,
             second_order=self.second_order,

@@ -30,6 +30,13 @@ def test_one_interaction_moves_an_interest_by_the_step_that_a_hand_takes() -> No
     assert adapted([[1.0, 0.0]], [[0]])[0].tolist() == pytest.approx([1 + p, p / 2])
 
 
+def test_the_same_item_five_times_moves_five_times_as_far_whatever_the_scale_of_scores() -> None:
+    # seen from (0, 0) both items of the catalogue score 0: the slope of each observation is (n - x)/2 = (-1, -1)/2
+    assert adapted([[0.0, 0.0]], [[0, -1, -1, -1, -1]])[0].tolist() == pytest.approx([0.25, 0.25])
+    loud = Start(offset=np.zeros(2, dtype=np.float32), gate=0.0, scale=8.0, rate=0.5, steps=1)
+    assert adapted([[0.0, 0.0]], [[0] * 5], loud)[0].tolist() == pytest.approx([1.25, 1.25])
+
+
 def test_with_no_interaction_the_start_is_what_remains() -> None:
     start = Start(offset=np.array([0.5, 0.25], dtype=np.float32), gate=1.0, scale=1.0, rate=0.5, steps=1)
     begun = start.begin(np.array([[1.0, 0.0]], dtype=np.float32))

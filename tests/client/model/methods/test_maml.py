@@ -66,6 +66,17 @@ def test_two_inner_steps_go_on_from_where_the_first_one_ended() -> None:
     assert model_of(inner_rate=0.5, inner_steps=2)(two_targets()).item() == pytest.approx(math.log(1 + math.exp(-2 * first)))
 
 
+def test_support_items_add_up_and_the_scale_of_scores_does_not_lengthen_the_step() -> None:
+    # scale 2, support (0, 1) twice: p = sigma(2 (-1 - 0)) is on the negative; each item moves b by rate p (1, 1), and g by rate p
+    batch = double(without_passports(batch_of(
+        targets=torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]]), target_mask=torch.tensor([[1.0, 1.0, 0.0, 1.0]]),
+        hits=torch.zeros(1, 4), negatives=torch.tensor([[-1.0, 0.0]]),
+    )))  # fmt: skip
+    p = 1 / (1 + math.exp(2))
+    first = 1 + 2 * 0.25 * p + 2 * 0.25 * p
+    assert model_of(inner_rate=0.25, temperature=2.0)(batch).item() == pytest.approx(math.log(1 + math.exp(-4 * first)))
+
+
 def test_a_user_with_one_target_is_met_at_the_start_and_not_adapted() -> None:
     batch = double(without_passports(batch_of()))  # target (1, 0), negative (0, 1)
     model = model_of(offset=(0.5, 0.25), gate=1.0)
