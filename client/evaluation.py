@@ -13,6 +13,7 @@ import numpy as np
 from shared.errors import StateError
 from shared.ranking import Ranking, ScoreRows, ranks_of
 
+from .data.histories import Histories
 from .data.pseudonyms import PseudonymTable
 from .delivery import OWN, Domain, delivered_model, serving_heads, serving_warm_head
 from .model.domain_head import ServingHead
@@ -78,23 +79,33 @@ class EvaluatedDomain:
         return len(self.domain.coordinates)
 
     def people(self, source: str, role: int = COLD) -> HeldOut:
-        """Linked people of a role with a passport from ``source``; all their items here are the truth."""
+        """Linked people of a role with a passport from ``source``.
+
+        All their items here are the truth. In a benchmark with a cut in time, those after it are that they did not have before, and people
+        without any are left out.
+        """
         prepared = self.domain.prepared
         rows, vectors = self.domain.passports(source)
         chosen = prepared.roles[rows] == role
         rows, vectors = rows[chosen], vectors[chosen]
         order = np.argsort(rows)
         rows, vectors = rows[order], vectors[order]
-        truth, offsets = _distinct_items(prepared.everyone.items, prepared.everyone.offsets, rows)
-        nothing = np.zeros(0, dtype=np.int64)
+        if prepared.later is None:
+            truth, offsets = _distinct_items(prepared.everyone, rows)
+            seen, seen_offsets = np.zeros(0, dtype=np.int64), np.zeros(len(rows) + 1, dtype=np.int64)
+        else:
+            active = _with_something_new(prepared.later, prepared.everyone, rows)
+            rows, vectors = rows[active], vectors[active]
+            truth, offsets = _new_items(prepared.later, prepared.everyone, rows)
+            seen, seen_offsets = _distinct_items(prepared.everyone, rows)
         return HeldOut(
             rows=rows,
             persons=self._persons(source, rows),
             interests=vectors,
             truth=truth,
             offsets=offsets,
-            seen=nothing,
-            seen_offsets=np.zeros(len(rows) + 1, dtype=np.int64),
+            seen=seen,
+            seen_offsets=seen_offsets,
         )
 
     def federated(self, people: HeldOut, source: str) -> ScoreRows:
@@ -113,26 +124,29 @@ class EvaluatedDomain:
         return self._scores(people.interests, head)
 
     def warm_people(self) -> HeldOut:
-        """Training users whose latest item was kept back; a sample where there are many."""
+        """Training users of whom something was kept back, their latest item or all that came after a cut; a sample where there are many."""
         prepared = self.domain.prepared
-        lengths = prepared.everyone.lengths[prepared.training_rows]
-        kept_back = np.flatnonzero(lengths > prepared.training.lengths)
+        everyone, later, training_rows = prepared.everyone, prepared.later, prepared.training_rows
+        if later is None:
+            kept_back = np.flatnonzero(everyone.lengths[training_rows] > prepared.training.lengths)
+        else:
+            kept_back = np.flatnonzero(_with_something_new(later, everyone, training_rows))
         generator = keyed_generator(self.domain.config.seed, self.domain.settings.domain, "warm")
         users = np.sort(generator.choice(kept_back, size=min(_WARM_USERS, len(kept_back)), replace=False))
-        rows = prepared.training_rows[users]
-        truth = prepared.everyone.items[prepared.everyone.offsets[rows + 1] - 1].astype(np.int64)
-        seen, seen_offsets = _distinct_items(prepared.training.items, prepared.training.offsets, users)
-        again = seen == np.repeat(truth, np.diff(seen_offsets))  # an item they took before is held out all the same
-        dropped = np.zeros(len(users), dtype=np.int64)
-        np.add.at(dropped, np.repeat(np.arange(len(users)), np.diff(seen_offsets))[again], 1)
+        rows = training_rows[users]
+        if later is None:  # an item they took before is held out all the same
+            truth, offsets = everyone.items[everyone.offsets[rows + 1] - 1].astype(np.int64), np.arange(len(users) + 1, dtype=np.int64)
+        else:
+            truth, offsets = _new_items(later, everyone, rows)
+        seen, seen_offsets = _without(*_distinct_items(prepared.training, users), truth, offsets)
         return HeldOut(
             rows=users,
             persons=self._users(rows),
             interests=self.domain.own_interests(self.model, users),
             truth=truth,
-            offsets=np.arange(len(users) + 1, dtype=np.int64),
-            seen=seen[~again],
-            seen_offsets=seen_offsets - np.concatenate([[0], np.cumsum(dropped)]),
+            offsets=offsets,
+            seen=seen,
+            seen_offsets=seen_offsets,
         )
 
     def warm_text(self, people: HeldOut) -> np.ndarray:
@@ -192,10 +206,34 @@ def evaluated(settings: ClientSettings) -> EvaluatedDomain:
     return EvaluatedDomain(domain=domain, model=model, heads=serving_heads(serving), warm_head=serving_warm_head(serving))
 
 
-def _distinct_items(items: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _distinct_items(histories: Histories, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Items of some users, each once for a user: flat int64, and (n + 1,) offsets."""
-    lengths = offsets[rows + 1] - offsets[rows]
+    lengths = histories.offsets[rows + 1] - histories.offsets[rows]
     user = np.repeat(np.arange(len(rows)), lengths)
     within = np.arange(len(user)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    pairs = np.unique(np.stack([user, items[np.repeat(offsets[rows], lengths) + within].astype(np.int64)]), axis=1)
-    return pairs[1], np.concatenate([[0], np.cumsum(np.bincount(pairs[0], minlength=len(rows)))]).astype(np.int64)
+    flat = histories.items[np.repeat(histories.offsets[rows], lengths) + within].astype(np.int64)
+    pairs = np.unique(np.stack([user, flat]), axis=1)
+    return pairs[1], _offsets(pairs[0], len(rows))
+
+
+def _without(items: np.ndarray, offsets: np.ndarray, others: np.ndarray, other_offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The items of users that are not among other items of theirs; all flat, with (n + 1,) offsets."""
+    users = len(offsets) - 1
+    user, other_user = np.repeat(np.arange(users), np.diff(offsets)), np.repeat(np.arange(users), np.diff(other_offsets))
+    width = int(max(items.max(initial=0), others.max(initial=0))) + 1
+    rest = ~np.isin(user * width + items, other_user * width + others)
+    return items[rest], _offsets(user[rest], users)
+
+
+def _new_items(later: Histories, before: Histories, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What some users took after a cut and never before it, each once: flat, and (n + 1,) offsets."""
+    return _without(*_distinct_items(later, rows), *_distinct_items(before, rows))
+
+
+def _with_something_new(later: Histories, before: Histories, rows: np.ndarray) -> np.ndarray:
+    """(n,) bool, who of some users."""
+    return np.asarray(np.diff(_new_items(later, before, rows)[1]) > 0)
+
+
+def _offsets(users: np.ndarray, n: int) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(np.bincount(users, minlength=n))]).astype(np.int64)

@@ -5,6 +5,7 @@
     home/prepared/<fingerprint>/
       everyone/         histories of all users
       training/         histories of training users (the same, without those whom a benchmark holds out)
+      later/            in a benchmark with a cut in time: what happened after it, which is in neither of them
       people.npz        training rows, roles, links
       text.npy          (n_items, D) text vectors
       tokens.npy        (n_items, T) tokens of texts, where the run's encoder reads them
@@ -46,7 +47,7 @@ from .data.histories import Histories, by_user
 from .data.links import Links
 from .data.pseudonyms import PseudonymTable, load_or_create_key, locate
 from .data.sources import ReadReport
-from .data.split import COLD, TRAIN, VALIDATION, role
+from .data.split import COLD, TRAIN, VALIDATION, divide, role
 from .durable_files import write_file
 from .partner_data import PartnerData, partner_data, rating_range, without_places
 from .register import marks_of
@@ -90,6 +91,7 @@ class PreparedDomain:
         text_vectors: (n_items, D) float32, memory-mapped.
         item_ids: n_items ids.
         catalogue_hash: of ids and texts.
+        later: of all users, what a benchmark with a cut in time holds back; else None.
     """
 
     folder: Path
@@ -101,6 +103,7 @@ class PreparedDomain:
     text_vectors: np.ndarray
     item_ids: list[str]
     catalogue_hash: str
+    later: Histories | None = None
 
     def said(self) -> list[str]:
         """What the partner should know about the files; exact counts, for the partner's own eyes."""
@@ -320,18 +323,16 @@ def _write(
     links = data.links(key)
     data.close()  # texts may take minutes, and a database does not like to wait
     linked = _linked(links, everyone.pseudonyms, marks)
-    roles = _roles(linked, len(everyone), settings)
-    rows = np.flatnonzero(roles == TRAIN)
-    training = everyone.select(roles == TRAIN)
-    everyone.save(folder / "everyone")
-    (without_last(training) if settings.benchmark.hold_out_last else training).save(folder / "training")
-    arrays = {"training_rows": rows, "roles": roles}
+    held_back = settings.benchmark
+    divided = divide(everyone, _roles(linked, len(everyone), settings), hold_out_last=held_back.hold_out_last, cut_s=held_back.cut_s)
+    divided.save(folder)
+    arrays = {"training_rows": divided.training_rows, "roles": divided.roles}
     for partner, people in linked.items():
         arrays |= {f"rows/{partner}": people.rows, f"link_ids/{partner}": people.link_ids}
     np.savez(folder / "people.npz", allow_pickle=False, **arrays)
     _encode(folder, settings, config, catalogue, progress)
     (folder / "catalogue.json").write_text(json.dumps({"item_ids": list(catalogue.item_ids), "hash": catalogue.content_hash}))
-    (folder / "said.json").write_text(json.dumps(said(result.report, catalogue)))
+    (folder / "said.json").write_text(json.dumps([*said(result.report, catalogue), *divided.said(len(catalogue))]))
 
 
 def said(report: ReadReport, catalogue: Catalogue) -> list[str]:
@@ -380,17 +381,6 @@ def _roles(linked: dict[str, Linked], users: int, settings: ClientSettings) -> n
     return roles
 
 
-def without_last(histories: Histories) -> Histories:
-    """The same users, each without the latest item where at least two others remain."""
-    lengths = np.diff(histories.offsets)
-    drop = lengths >= 3
-    keep = np.ones(len(histories.items), dtype=bool)
-    keep[histories.offsets[1:][drop] - 1] = False
-    offsets = np.concatenate([[0], np.cumsum(lengths - drop)]).astype(np.int64)
-    ratings = None if histories.ratings is None else histories.ratings[keep]
-    return dataclasses.replace(histories, offsets=offsets, items=histories.items[keep], times=histories.times[keep], ratings=ratings)
-
-
 def _open(folder: Path) -> PreparedDomain:
     catalogue = json.loads((folder / "catalogue.json").read_text())
     with np.load(folder / "people.npz") as arrays:
@@ -406,4 +396,5 @@ def _open(folder: Path) -> PreparedDomain:
         text_vectors=np.asarray(np.load(folder / "text.npy", mmap_mode="r")),
         item_ids=catalogue["item_ids"],
         catalogue_hash=catalogue["hash"],
+        later=Histories.open(folder / "later") if (folder / "later").is_dir() else None,
     )

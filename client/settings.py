@@ -160,6 +160,7 @@ class BenchmarkSettings:
 
     split_seed: int = setting(-1, "names the division of people (contracts.md); -1 = nobody is held out", low=-1, high=2**31 - 1)
     hold_out_last: bool = setting(False, "keep the latest item of each training user for the warm evaluation")
+    cut_s: int = setting(0, "keep everything from this moment on for the evaluation; 0 = no cut", unit="unix seconds", low=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,10 @@ import dataclasses
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from client.data.links import LinkColumns
@@ -24,11 +25,11 @@ from client.settings import (
     DataSettings,
     PassportSettings,
 )
-from shared.errors import DataError, LedgerError, UsageError
+from shared.errors import ConfigError, DataError, LedgerError, UsageError
 from shared.privacy.ledger import Ledger
 
 from .run_folder import RunFolder
-from .scenario_config import Scenario
+from .scenario_config import DataConfig, Scenario
 
 CACHE_VARIABLE = "ISTHMUS_CACHE"
 DATA_VARIABLE = "ISTHMUS_DATA"
@@ -81,8 +82,14 @@ def settle(
         ledgers: folder of ledgers that outlive this run; None for throw-away ones in the run folder.
     Returns:
         The settings, sorted by domain: the order of Flower's partition ids.
+    Raises:
+        ConfigError: a temporal split was asked for, and the data have no real times.
+        DataError: all that happened, happened at one moment.
     """
     interactions = {domain: path / "interactions.csv" for domain, path in sources.items()}
+    held_back = BenchmarkSettings(split_seed=split_seed, hold_out_last=True)
+    if scenario.data.split == "temporal":
+        held_back = BenchmarkSettings(split_seed=split_seed, cut_s=cut_of(interactions, scenario.data))
     links = linked(interactions, most=scenario.data.linked_users, split_seed=split_seed)
     post = folder.clients / ".post"
     post.mkdir(exist_ok=True)
@@ -107,7 +114,7 @@ def settle(
             ceiling=CeilingSettings(epsilon=scenario.ceiling_epsilon, delta=scenario.run.privacy.delta, set_by="simulation"),
             agreed=AgreedRanges.widest(test_builds=not scenario.run.privacy.private),
             passports=PassportSettings(outbox=str(post.absolute()), inbox=str(post.absolute()), automatic=True),
-            benchmark=BenchmarkSettings(split_seed=split_seed, hold_out_last=True),
+            benchmark=held_back,
             base=home.absolute(),
         )
         settings.write(home / "partner.toml")
@@ -119,6 +126,32 @@ def settle(
         settled.append(settings)
     _introduce(settled)
     return settled
+
+
+def cut_of(interactions: Mapping[str, Path], data: DataConfig) -> int:
+    """The moment, in unix seconds, before which a share of the interactions of all domains happened.
+
+    Raises:
+        ConfigError: the time column holds an order only.
+        DataError: no moment divides them.
+    """
+    if data.time != "unix_s":
+        raise ConfigError("'data.split' is temporal, and 'data.time' says that times are an order only", do="Split by person.")
+    times = [_times(path) for path in interactions.values()]
+    pooled = np.sort(np.concatenate(times)) if times else np.zeros(0, dtype=np.int64)
+    cut = int(pooled[int(data.before_cut * len(pooled))]) if len(pooled) else 0
+    if len(pooled) == 0 or cut == pooled[0]:
+        raise DataError("no moment divides the interactions into earlier and later ones", do="Split by person.")
+    return cut
+
+
+def _times(path: Path) -> np.ndarray:
+    """(n,) int64; none where the file cannot be read, because the partner's own check says what is wrong with it."""
+    try:
+        column = pl.read_csv(path, columns=["timestamp"], schema_overrides={"timestamp": pl.String}).get_column("timestamp")
+        return column.cast(pl.Int64, strict=False).drop_nulls().to_numpy()
+    except (pl.exceptions.PolarsError, OSError):
+        return np.zeros(0, dtype=np.int64)
 
 
 def settings_of(folder: RunFolder) -> list[ClientSettings]:

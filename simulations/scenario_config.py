@@ -22,7 +22,11 @@ SCENARIOS = Path(__file__).parent / "scenarios"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """Where the domains come from: made here, or a folder of ``<set>/<domain>/items.csv`` and ``interactions.csv``."""
+    """Where the domains come from: made here, or a folder of ``<set>/<domain>/items.csv`` and ``interactions.csv``.
+
+    With ``split = "temporal"`` one moment, the same in all domains, divides what is trained on and what is the truth: passports, counts and
+    models are of before, warm users are asked about all they took afterwards, cold people (held out, or new to a domain since) too.
+    """
 
     kind: str = setting("synthetic", "made here, or read from a folder", choices=("synthetic", "folder"))
     set: str = setting("", "folder below the data folder")
@@ -32,6 +36,10 @@ class DataConfig:
     linked_users: int = setting(
         0, "linked training users of each pair of domains that stay linked; 0 = all; who is held out stays", unit="users", low=0
     )
+    split: str = setting(
+        "person", "hold out people and latest items, or also all that came after one moment", choices=("person", "temporal")
+    )
+    before_cut: float = setting(0.8, "share of the interactions of all domains before that moment", low=0.01, high=0.99)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

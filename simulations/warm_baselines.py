@@ -108,7 +108,7 @@ def warm_baselines(domain: EvaluatedDomain, people: HeldOut) -> dict[str, ScoreR
 
 
 def validation_people(prepared: PreparedDomain, n_items: int, length: int) -> WarmPeople:
-    """Validation people with at least three items, the latest held out."""
+    """Validation people with at least three items, the latest held out; with a cut in time, the latest before it."""
     rows = np.flatnonzero((prepared.roles == VALIDATION) & (prepared.everyone.lengths >= 3))
     items, mask = prepared.everyone.padded(rows, length + 1, trim=True)
     last = items[:, -1] if items.shape[1] else np.zeros(0, dtype=np.int32)

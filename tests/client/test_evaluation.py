@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from client.data.histories import Histories
-from client.data.split import COLD, VALIDATION, role
-from client.evaluation import LIST_LENGTH, EvaluatedDomain, _distinct_items, evaluated, rank
+from client.data.split import COLD, VALIDATION, divide, role
+from client.evaluation import LIST_LENGTH, EvaluatedDomain, _distinct_items, _new_items, evaluated, rank
 from client.model.collaborative import nothing
 from client.model.domain_head import ServingHead
 from client.model.warm_head import Blend, WarmHead
@@ -75,6 +75,53 @@ def test_of_warm_people_the_latest_item_is_true_and_the_others_were_seen(done: W
         items = rows[person.tobytes()]
         assert asked.truth[asked.offsets[at] : asked.offsets[at + 1]].tolist() == [items[-1]]
         assert asked.seen[asked.seen_offsets[at] : asked.seen_offsets[at + 1]].tolist() == sorted(items[:-1])
+
+
+def with_a_cut(films: EvaluatedDomain, cut: int) -> EvaluatedDomain:
+    prepared = films.domain.prepared
+    parts = divide(prepared.everyone, prepared.roles, cut_s=cut)
+    divided = dataclasses.replace(
+        prepared, roles=parts.roles, everyone=parts.everyone, training=parts.training, training_rows=parts.training_rows, later=parts.later
+    )
+    return dataclasses.replace(films, domain=dataclasses.replace(films.domain, prepared=divided))
+
+
+def test_with_a_cut_cold_people_are_asked_about_what_came_after_it(done: World, films: EvaluatedDomain) -> None:
+    at = 5  # the first five items are before the cut; some people have no others
+    rows = {key(link_id(name)): items for name, items in rows_of(done, "films").items()}
+
+    asked = with_a_cut(films, 1_600_000_000 + 1000 * at).people("books", COLD)
+
+    expected = {person.tobytes() for person in films.people("books", COLD).persons if len(rows[person.tobytes()]) > at}
+    assert {person.tobytes() for person in asked.persons} == expected
+    assert 0 < len(expected) < films.people("books", COLD).users
+    for n, person in enumerate(asked.persons):
+        items = rows[person.tobytes()]
+        assert asked.truth[asked.offsets[n] : asked.offsets[n + 1]].tolist() == sorted(items[at:])
+        assert asked.seen[asked.seen_offsets[n] : asked.seen_offsets[n + 1]].tolist() == sorted(items[:at])
+
+
+def test_with_a_cut_warm_people_are_asked_about_all_that_came_after_it(done: World, films: EvaluatedDomain) -> None:
+    rows = {key(f"films/{name}"): items for name, items in rows_of(done, "films").items()}
+    films = with_a_cut(films, 1_600_000_000 + 5000)
+
+    asked = films.warm_people()
+
+    assert 0 < asked.users < len(films.domain.prepared.training)
+    for n, person in enumerate(asked.persons):
+        items = rows[person.tobytes()]
+        assert asked.truth[asked.offsets[n] : asked.offsets[n + 1]].tolist() == sorted(items[5:])
+        assert asked.seen[asked.seen_offsets[n] : asked.seen_offsets[n + 1]].tolist() == sorted(items[:5])
+    assert rank(asked, films.warm(asked), films.n_items).ranks.shape == asked.truth.shape
+
+
+def test_after_a_cut_only_what_is_new_to_a_person_is_the_truth() -> None:
+    before = Histories(offsets=np.array([0, 2, 3, 3]), items=np.array([1, 2, 3], dtype=np.int32), times=np.arange(3))
+    later = Histories(offsets=np.array([0, 3, 4, 5]), items=np.array([2, 5, 5, 3, 3], dtype=np.int32), times=np.arange(5))
+
+    items, offsets = _new_items(later, before, np.arange(3))
+
+    assert (items.tolist(), offsets.tolist()) == ([5, 3], [0, 1, 1, 2])  # 5 once; 3 again; 3 for the first time
 
 
 def test_an_item_taken_twice_is_held_out_all_the_same(done: World, films: EvaluatedDomain) -> None:
@@ -148,7 +195,8 @@ def test_ranks_are_those_of_the_scores_and_lists_of_a_small_catalogue_are_padded
 
 
 def test_distinct_items_of_nobody_are_none() -> None:
-    items, offsets = _distinct_items(np.arange(4, dtype=np.int32), np.array([0, 2, 4]), np.zeros(0, dtype=np.int64))
+    two = Histories(offsets=np.array([0, 2, 4]), items=np.arange(4, dtype=np.int32), times=np.arange(4))
+    items, offsets = _distinct_items(two, np.zeros(0, dtype=np.int64))
 
     assert (items.tolist(), offsets.tolist()) == ([], [0])
 

@@ -16,12 +16,12 @@ import pytest
 
 from client.data.histories import Histories
 from client.data.pseudonyms import PseudonymTable
-from client.data.split import TRAIN, role
+from client.data.split import TRAIN, role, without_last
 from client.model.text_encoder import TextEncoder
 from client.passport_exchange import export, for_training, take_in
-from client.preparation import prepare, without_last
+from client.preparation import prepare
 from client.register import Register
-from client.settings import ClientSettings
+from client.settings import BenchmarkSettings, ClientSettings
 from shared.errors import DataError, StateError, StorageError
 from tests.client.partner_world import CONFIG, LINKED, SPLIT_SEED, World, link_id, people
 
@@ -225,6 +225,22 @@ def test_without_last_leaves_short_histories_alone() -> None:
 
     assert shorter.offsets.tolist() == [0, 0, 1, 3, 5]  # 0, 1 and 2 items stay, of 3 the latest goes
     assert shorter.items.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_what_comes_after_a_cut_is_in_no_history_that_is_read(world: World) -> None:
+    whole = prepare(world["books"], CONFIG)
+    cut = 1_600_000_000 + 3000  # everybody's fourth item is of that moment
+    settings = dataclasses.replace(world["books"], benchmark=BenchmarkSettings(split_seed=SPLIT_SEED, cut_s=cut))
+
+    prepared = prepare(settings, CONFIG)
+
+    assert whole.later is None
+    assert prepared.later is not None
+    assert prepared.everyone.lengths.tolist() == [3] * len(prepared.everyone)
+    assert prepared.training.times.max() < cut <= prepared.later.times.min()
+    assert len(prepared.later.items) == len(whole.everyone.items) - 3 * len(whole.everyone)
+    np.testing.assert_array_equal(prepared.later.items[prepared.later.offsets[:-1]], whole.everyone.items[whole.everyone.offsets[:-1] + 3])
+    assert prepared.said()[-1] == f"{len(prepared.later.items):,} interactions after the cut; of items that nobody took before it: 0"
 
 
 def test_without_a_benchmark_everybody_trains(world: World) -> None:
