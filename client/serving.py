@@ -297,6 +297,27 @@ async def serve(
         )
     server = aio.server(options=_OPTIONS, maximum_concurrent_rpcs=CALLS)
     health = _add_services(server, service)
+    looking: asyncio.Task[None] | None = None
+    try:
+        service.sweep()
+        await _look(service, health, first=True)  # before the port is taken: a server that never starts does not let go of it
+        _bind(server, address, credentials)
+        await server.start()
+        started()
+        looking = asyncio.create_task(_keep_looking(service, health, look_s))
+        await stop.wait()
+        await health.enter_graceful_shutdown()
+        await server.stop(grace_s)
+    finally:
+        await server.stop(None)
+        if looking is not None:
+            looking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await looking
+        await service.close()
+
+
+def _bind(server: Any, address: str, credentials: grpc.ServerCredentials | None) -> None:
     try:
         if credentials is None:
             server.add_insecure_port(address)
@@ -305,27 +326,13 @@ async def serve(
     except RuntimeError:
         what = f"nothing can listen at {address}: the port is taken, or the address is not this machine's"
         raise ConfigError(what, do="Stop what listens there, or choose another address with --listen.") from None
-    service.sweep()
-    await _look(service, health, first=True)
-    await server.start()
-    started()
-    looking = asyncio.create_task(_keep_looking(service, health, look_s))
-    try:
-        await stop.wait()
-        await health.enter_graceful_shutdown()
-        await server.stop(grace_s)
-    finally:
-        looking.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await looking
-        await service.close()
 
 
 def _add_services(server: Any, service: RecommenderService) -> Any:
     """The service, health and reflection. Returns the health."""
     try:
-        from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
-        from grpc_reflection.v1alpha import reflection, reflection_pb2  # type: ignore[import-untyped]
+        from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+        from grpc_reflection.v1alpha import reflection, reflection_pb2
     except ImportError:
         raise ConfigError("the service needs the extra 'serve'", do="Install isthmus[serve].") from None
     server.add_generic_rpc_handlers((service.handlers(),))
@@ -337,7 +344,7 @@ def _add_services(server: Any, service: RecommenderService) -> Any:
 
 
 async def _look(service: RecommenderService, health: Any, *, first: bool = False) -> None:
-    from grpc_health.v1.health_pb2 import HealthCheckResponse  # type: ignore[import-untyped]
+    from grpc_health.v1.health_pb2 import HealthCheckResponse
 
     await service.served.look(first=first)
     status = HealthCheckResponse.SERVING if service.served.there else HealthCheckResponse.NOT_SERVING

@@ -135,9 +135,9 @@ def served(
             raise failed[0]
 
 
-def until(true: Callable[[], bool]) -> None:
+def until(true: Callable[[], bool], *, patience_s: float = PATIENCE_S) -> None:
     """Waits until something holds."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + patience_s
     while not true():
         assert time.monotonic() < end, "it did not come true"
         time.sleep(0.05)
