@@ -7,9 +7,11 @@ import pytest
 
 from client.data.split import TRAIN, role
 from client.evaluation import HeldOut
+from client.preparation import prepare
 from simulations.partners import linked
 from simulations.ranks import RanksFile
 from simulations.shared_work import SharedWork, rearranged
+from tests.journeys.tiny_world import world
 
 
 def people(persons: list[int], items: dict[int, list[int]]) -> HeldOut:
@@ -108,3 +110,23 @@ def test_few_linked_users_are_training_users_and_whoever_is_held_out_stays(tmp_p
     assert len(set(ids["few"]) - held_out) == 20
     assert set(ids["few"]) < set(ids["more"]) < set(ids["all"])
     assert set(few["films"]["link_id"]) == set(ids["few"])  # both sides hold the same tokens
+
+
+@pytest.mark.journey
+def test_what_one_run_prepared_the_next_one_only_opens(tmp_path):
+    work = SharedWork(tmp_path / "cache")
+    first, second, other = (world(tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    config = first.scenario.run
+    made = [prepare(one, config) for one in first.settings]
+    work.keep(first.settings, config)
+    for run in (second, other):
+        work.lend(run.folder, run.settings, config)
+    for one, before in zip(second.settings, made, strict=True):
+        found = prepare(one, config)
+        assert (found.folder / "text.npy").stat().st_ino == (before.folder / "text.npy").stat().st_ino  # the same file, not made again
+        np.testing.assert_array_equal(found.everyone.pseudonyms, before.everyone.pseudonyms)
+        np.testing.assert_array_equal(found.roles, before.roles)
+        assert (one.at_home("keys") / "external_ids.parquet").is_file()
+    assert not any(one.at_home("prepared").exists() for one in other.settings)  # another world: nothing fits
+    work.forget_prepared()
+    assert (made[0].folder / "text.npy").is_file()  # what a run opened stays its own
