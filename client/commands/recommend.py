@@ -271,7 +271,8 @@ def _document(
 
 def _words(recommender: Recommender, out: Path | None, written: Written, shown: list[pl.DataFrame]) -> str:
     by_source = ", ".join(f"{count:,} by {source}" for source, count in sorted(written.sources.items(), key=lambda each: -each[1]))
-    total = f"{written.rows:,} recommendations to {written.users:,} users ({by_source or 'nobody'}); model {recommender.model_version}"
+    people = "1 user" if written.users == 1 else f"{written.users:,} users"
+    total = f"{written.rows:,} recommendations to {people} ({by_source or 'nobody'}); model {recommender.model_version}"
     if out is not None:
         return f"{total}: {out}"
     lines = []
