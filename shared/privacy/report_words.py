@@ -25,7 +25,8 @@ UNPROTECTED = (
         (
             "An interest passport is made for one other domain that the user chose. Towards that domain it is disclosure by consent, or "
             "has a local guarantee of its own; this epsilon says nothing about it. An exact passport of a short history shows the items "
-            "themselves."
+            "themselves. A private passport hides what the person did, not that they use this domain: it is one noisy direction, drawn "
+            "once for life. Its own epsilon holds whoever received it, and adds up over the domains that made one of the same person."
         ),
     ),
     (
