@@ -129,14 +129,10 @@ def measure(plan: Plan, progress: Progress, note: Callable[[str], None] | None =
         IsthmusError: as `scenario.run_scenario` does.
     """
     scenario = load(plan.scenario, seed=plan.seed, epsilon=plan.epsilon, overrides=plan.overrides)
+    others = _others(scenario, plan)
     place = RunFolder(plan.out / f"unseen-{plan.domain}-{scenario.run.config_hash[:8]}-{plan.split_seed}").create(scenario.run)
     scenario, data = _on_disk(scenario, place, plan)
     sources = data_folders(scenario, data)
-    others = tuple(sorted(set(sources) - {plan.domain}))
-    if plan.domain not in sources:
-        raise UsageError(f"scenario '{plan.scenario}' has no domain '{plan.domain}'", do=f"Domains: {', '.join(sorted(sources))}.")
-    if len(others) < 2:
-        raise UsageError("without that domain fewer than two are left", do="A map between domains is learned from two others at least.")
     folders = {name: _federate(plan, scenario, data, others, place, name, progress, note) for name in _federations(scenario)}
     met = {name: _meet(plan, scenario, sources, place, folder, progress) for name, folder in folders.items()}
     shots = []
@@ -147,6 +143,17 @@ def measure(plan: Plan, progress: Progress, note: Callable[[str], None] | None =
     found = Unseen(folder=place.path, domain=plan.domain, others=others, epsilon=scenario.run.privacy.epsilon, shots=tuple(shots))
     write_json(place.path / RESULT, found.to_json())
     return found
+
+
+def _others(scenario: Scenario, plan: Plan) -> tuple[str, ...]:
+    """The domains that take part."""
+    domains = sorted(data_folders(scenario, plan.data)) if scenario.data.kind == "folder" else sorted(KINDS)
+    if plan.domain not in domains:
+        raise UsageError(f"scenario '{plan.scenario}' has no domain '{plan.domain}'", do=f"Domains: {', '.join(domains)}.")
+    others = tuple(name for name in domains if name != plan.domain)
+    if len(others) < 2:
+        raise UsageError("without that domain fewer than two are left", do="A map between domains is learned from two others at least.")
+    return others
 
 
 def _on_disk(scenario: Scenario, place: RunFolder, plan: Plan) -> tuple[Scenario, Path | None]:
