@@ -11,7 +11,6 @@ from .findings import Finding, finding
 from .paired_rows import Contrast
 from .run_slots import epsilon_name
 from .tables import bounded, caption, comparison_stamps, markdown_table, signed_bounds, verdict
-from .variants import Variant
 
 TRAINED = ("federated", "recommender", "federated-shuffled", "target-only")
 """Rows that differ from variant to variant; all others are controls, shown once."""
@@ -43,8 +42,10 @@ def comparison_markdown(comparison: Comparison, pictures: Sequence[tuple[str, st
     if alone:
         parts += ["## Federated minus target-only", alone, f"*{MARGIN}*"]
     if several and comparison.contrasts:
-        parts += ["## Between variants", contrast_table(comparison)]
-    parts += ["## All figures", *_details(comparison)]
+        parts += ["## Between variants, cold people", contrast_table(comparison)]
+    parts += (
+        ["Every figure of every variant is in compare.html and compare.json."] if several else ["## All figures", *_details(comparison)]
+    )
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -105,18 +106,10 @@ def choice_table(comparison: Comparison) -> str:
 
 def choice_words(comparison: Comparison, choice: Choice) -> str:
     """One sentence: the choice, and what cold people say of it."""
-    winner = choice.positions[choice.chosen]
-    name = comparison.words(comparison.variants[winner])
+    name = comparison.words(comparison.variants[choice.positions[choice.chosen]])
     certain = "ahead of all others by more than chance" if sure(choice) else "not ahead of all others by more than chance"
-    against = [c for c in comparison.contrasts if c.epsilon == choice.epsilon and c.target is None and c.metric == "hr@10"]
-    cold = []
-    for contrast in against:
-        a, b = int(contrast.difference.a), int(contrast.difference.b)
-        if winner in (a, b):
-            found = contrast.difference.interval
-            low, high, mean = (found.low, found.high, found.mean) if a == winner else (-found.high, -found.low, -found.mean)
-            other = comparison.words(comparison.variants[b if a == winner else a])
-            cold.append(f"{mean:+.3f} [{low:+.3f} to {high:+.3f}] against {other}")
+    against = [c for c in shown_contrasts(comparison) if c.epsilon == choice.epsilon and c.target is None]
+    cold = [f"{signed_bounds(c.difference.interval)} against {comparison.words(comparison.variants[int(c.difference.b)])}" for c in against]
     reported = f"; on cold people {', '.join(cold)}" if cold else ""
     return f"epsilon {epsilon_name(choice.epsilon)}: **{name}**, {certain} on {choice.n_users:,} validation rows{reported}."
 
@@ -179,21 +172,25 @@ def federation_rows(comparison: Comparison) -> list[list[str]]:
 
 
 def contrast_table(comparison: Comparison) -> str:
-    """Every pair of variants on cold people, HR@10."""
+    """The chosen variant against every other one on cold people, HR@10; all pairs are in compare.json."""
     lines = ["| epsilon | direction | difference | mean | 95 % interval | verdict | rows / seeds |", "|---|---|---|---:|---:|---|---:|"]
     return "\n".join([*lines, *(f"| {' | '.join(contrast_cells(comparison, c))} |" for c in shown_contrasts(comparison))])
 
 
 def shown_contrasts(comparison: Comparison) -> list[Contrast]:
-    """HR@10, the mean over directions before the directions."""
-    found = [c for c in comparison.contrasts if c.metric == "hr@10"]
+    """HR@10 of the chosen variant (the first one where nothing is chosen) minus each other; the mean over directions comes first."""
+    chosen = {choice.epsilon: choice.positions[choice.chosen] for choice in comparison.choices}
+    found = []
+    for contrast in comparison.contrasts:
+        winner = str(chosen.get(contrast.epsilon, 0))
+        if contrast.metric == "hr@10" and winner in (contrast.difference.a, contrast.difference.b):
+            found.append(contrast if contrast.difference.a == winner else contrast.flipped())
     return sorted(found, key=lambda c: (-c.epsilon, c.target is not None, c.source or "", c.target or ""))
 
 
 def contrast_cells(comparison: Comparison, contrast: Contrast) -> list[str]:
     def name(position: str) -> str:
-        variant: Variant = comparison.variants[int(position)]
-        return comparison.words(variant)
+        return comparison.words(comparison.variants[int(position)])
 
     found = contrast.difference
     return [

@@ -59,6 +59,12 @@ class Contrast:
     difference: Difference
     """Its ``a`` and ``b`` are positions of variants in the comparison, as text."""
 
+    def flipped(self) -> Contrast:
+        """The same difference the other way round."""
+        found, old = self.difference, self.difference.interval
+        interval = Interval(mean=-old.mean, low=-old.high, high=-old.low)
+        return dataclasses.replace(self, difference=dataclasses.replace(found, a=found.b, b=found.a, interval=interval))
+
     def renamed(self, positions: Sequence[int]) -> Contrast:
         """The same where variant ``i`` stands at ``positions[i]``."""
         a, b = (str(positions[int(name)]) for name in (self.difference.a, self.difference.b))

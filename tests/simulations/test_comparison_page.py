@@ -103,6 +103,8 @@ def test_the_choice_is_made_by_validation_people_even_against_cold_ones(tmp_path
     text = (tmp_path / "compare.md").read_text()
     assert "Cold people play no part in it" in text
     assert re.search(r"epsilon 2: \*\*residual\*\*, ahead of all others by more than chance.*on cold people -0\.\d+", text)
+    section = text.split("## Between variants, cold people")[1]
+    assert re.search(r"\| 2 \| mean over directions \| residual minus maml \| -0\.\d+ \| -0\.\d+ to -0\.\d+ \| does not beat \|", section)
 
 
 def test_every_table_has_its_caption_and_its_stamps(compared):
