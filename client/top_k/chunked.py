@@ -7,14 +7,17 @@ item within 2m of the k-th is scored again. So lists and scores are the same wha
 catalogue and the other queries, and equal scores stand in the catalogue's order.
 
 Selection, not the product, is what costs in plain code. Here a tile of scores is cut into blocks, and only the blocks with the largest
-maxima are looked into: one pass over the scores, and two selections among about :math:`\sqrt{nk}` numbers.
+maxima are looked into: one pass over the scores, and two selections among about :math:`\sqrt{nk}` numbers. Threads share out the chunks,
+one thread a chunk: they meet once at the end, and a chunk's scores stay in one processor's cache.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -24,8 +27,8 @@ from shared.errors import UsageError
 
 from .lists import NONE, Array32, Array64, Excluded, ExtraScores, Ints, TopItems, checked_queries
 
-SCORES_AT_A_TIME = 4_000_000
-"""Scores of a tile: 16 MB of float32, whatever the number of queries and of items."""
+SCORES_AT_A_TIME = 1_300_000
+"""Scores of a chunk: 5 MB of float32 for each thread, whatever the number of queries and of items."""
 ITEMS_AT_A_TIME = 32_768
 """Items of a tile, so that a product has enough rows to be fast."""
 UNIT_ROUNDOFF, TINY = 2.0**-24, 2.0**-126
@@ -42,7 +45,7 @@ class ItemRows(Protocol):
     """The largest norm of an item vector."""
 
     def tile(self, first: int, last: int) -> Array32:
-        """(last - first, dimension) what the rough scores are taken from."""
+        """(dimension, last - first) what the rough scores are taken from, a column an item; fastest where its rows are contiguous."""
 
     def rough(self, queries: Array32) -> Array32:
         """(n, dimension) what ``queries`` become before they meet a tile."""
@@ -60,18 +63,22 @@ class ChunkedSearch:
     Args:
         rows: the item vectors.
         surplus: items beyond k that are scored again; more of them cost little, and too few send more queries the long way.
-        rows_at_a_time: queries of a tile; None fits `SCORES_AT_A_TIME`.
-        threads: torch threads while searching; None leaves torch as it is.
+        rows_at_a_time: queries of a chunk; None fits ``scores_at_a_time``.
+        scores_at_a_time: scores of a chunk.
+        threads: threads while searching; None takes as many as torch has.
     Raises:
         UsageError: a number is below 1.
     """
 
-    def __init__(self, rows: ItemRows, *, surplus: int, rows_at_a_time: int | None, threads: int | None) -> None:
+    def __init__(
+        self, rows: ItemRows, *, surplus: int, rows_at_a_time: int | None, threads: int | None, scores_at_a_time: int = SCORES_AT_A_TIME
+    ) -> None:
         if (rows_at_a_time is not None and rows_at_a_time < 1) or (threads is not None and threads < 1):
             raise UsageError("a search needs rows_at_a_time of at least 1 and threads of at least 1")
         self._rows = rows
         self._surplus = surplus
         self._rows_at_a_time = rows_at_a_time
+        self._scores_at_a_time = scores_at_a_time
         self._threads = threads
 
     @property
@@ -91,24 +98,49 @@ class ChunkedSearch:
         excluded.check(len(queries), self.n_items)
         found = TopItems.empty(len(queries), k)
         width = self.n_items if extra is not None else min(self.n_items, ITEMS_AT_A_TIME)
-        rows = self._rows_at_a_time or max(1, SCORES_AT_A_TIME // width)
-        with _torch(self._threads):
-            for start in range(0, len(queries), rows):
-                part = slice(start, min(start + rows, len(queries)))
-                added = None if extra is None else _checked_extra(extra(part), part.stop - start, self.n_items)
-                chunk = _Chunk(self._rows, queries[part], excluded.of_slice(part), added)
-                found.items[part], found.scores[part] = chunk.best(k, self._surplus)
+        rows = self._rows_at_a_time or max(1, self._scores_at_a_time // width)
+        parts = [slice(start, min(start + rows, len(queries))) for start in range(0, len(queries), rows)]
+        threads = self._threads or torch.get_num_threads()
+        scratch = _Scratch()
+
+        def fill(part: slice) -> None:
+            added = None if extra is None else _checked_extra(extra(part), part.stop - part.start, self.n_items)
+            chunk = _Chunk(self._rows, queries[part], excluded.of_slice(part), added, scratch)
+            found.items[part], found.scores[part] = chunk.best(k, self._surplus)
+
+        if extra is not None or threads == 1 or len(parts) == 1:  # what the caller computes need not stand several threads
+            with _torch(threads):
+                for part in parts:
+                    fill(part)
+        else:
+            with _torch(1), ThreadPoolExecutor(threads, initializer=_alone) as pool:
+                for _ in pool.map(fill, parts):
+                    pass
         return found
+
+
+class _Scratch(threading.local):
+    """A thread's memory for scores, the same for all its chunks: what is in the processor's cache already is written fastest."""
+
+    def __init__(self) -> None:
+        self._kept = torch.empty(0)
+
+    def of(self, rows: int, columns: int) -> torch.Tensor:
+        """(rows, columns) of anything."""
+        if self._kept.numel() < rows * columns:
+            self._kept = torch.empty(rows * columns)
+        return self._kept[: rows * columns].view(rows, columns)
 
 
 class _Chunk:
     """Some of the queries with what is added to their scores and taken out of them."""
 
-    def __init__(self, rows: ItemRows, queries: Array32, excluded: Excluded, added: Array32 | None) -> None:
+    def __init__(self, rows: ItemRows, queries: Array32, excluded: Excluded, added: Array32 | None, scratch: _Scratch) -> None:
         self._rows = rows
         self._queries = queries
         self._excluded = excluded
         self._added = added
+        self._scratch = scratch
 
     def best(self, k: int, surplus: int) -> tuple[Ints, Array32]:
         """(rows, k) items and scores, best first."""
@@ -130,20 +162,19 @@ class _Chunk:
 
     def _of(self, rows: Ints) -> _Chunk:
         added = None if self._added is None else self._added[rows]
-        return _Chunk(self._rows, self._queries[rows], self._excluded.of_rows(rows), added)
+        return _Chunk(self._rows, self._queries[rows], self._excluded.of_rows(rows), added, self._scratch)
 
     def _tiles(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yields (first item, rough scores (rows, items of the tile), excluded ones at -inf); the buffer is used again."""
+        """Yields (first item, rough scores (rows, items of the tile), excluded ones at -inf), which last until the next."""
         count, n_items = len(self._queries), self._rows.n_items
         rough = torch.from_numpy(self._rows.rough(self._queries))
-        buffer = torch.empty(count * min(n_items, ITEMS_AT_A_TIME))
         users, items = self._excluded.pairs()
         everywhere = self._excluded.everywhere
         nobody = np.zeros(0, dtype=np.int64) if everywhere is None else np.flatnonzero(everywhere)
         for first in range(0, n_items, ITEMS_AT_A_TIME):
             last = min(first + ITEMS_AT_A_TIME, n_items)
-            tile = buffer[: count * (last - first)].view(count, last - first)
-            torch.mm(rough, torch.from_numpy(self._rows.tile(first, last)).T, out=tile)
+            tile = self._scratch.of(count, last - first)
+            torch.mm(rough, torch.from_numpy(self._rows.tile(first, last)), out=tile)
             scores = tile.numpy()
             if self._added is not None:
                 scores += self._added[:, first:last]
@@ -217,12 +248,24 @@ def best_of_tile(tile: torch.Tensor, wanted: int) -> tuple[torch.Tensor, torch.T
     # blocks with the largest maxima is below `wanted` others: the maxima themselves.
     blocks = n // block
     maxima = tile[:, : blocks * block].unflatten(1, (block, blocks)).amax(dim=1)  # (rows, blocks)
-    chosen = maxima.topk(wanted, dim=1, sorted=False).indices
+    chosen = torch.from_numpy(_largest(maxima.numpy(), wanted))
     columns = (chosen[:, None, :] + (torch.arange(block) * blocks)[:, None]).view(rows, -1)
     rest = torch.arange(blocks * block, n).expand(rows, -1)
     columns = torch.cat([columns, rest], dim=1) if rest.shape[1] else columns
-    scores, places = tile.gather(1, columns).topk(wanted, dim=1)
-    return scores, columns.gather(1, places)
+    inside = tile.gather(1, columns)
+    places = torch.from_numpy(_largest(inside.numpy(), wanted))
+    scores, order = inside.gather(1, places).sort(dim=1, descending=True)
+    return scores, columns.gather(1, places.gather(1, order))
+
+
+def _largest(scores: Array32, wanted: int) -> Ints:
+    """(rows, wanted) columns of the largest scores of each row, in no order."""
+    place = scores.shape[1] - wanted
+    cuts = np.partition(scores, place, axis=1)[:, place]
+    rows, columns = np.nonzero(scores >= cuts[:, None])
+    if len(rows) == wanted * len(scores):
+        return np.asarray(columns.reshape(len(scores), wanted))
+    return np.asarray(np.argpartition(scores, place, axis=1)[:, place:])  # scores tie at a cut; with indices it takes twice as long
 
 
 def inner_products(queries: Array32, vectors: Array32) -> Array64:
@@ -240,14 +283,18 @@ def _checked_extra(added: Array32, rows: int, n_items: int) -> Array32:
 
 
 @contextlib.contextmanager
-def _torch(threads: int | None) -> Iterator[None]:
+def _torch(threads: int) -> Iterator[None]:
     """Gives torch that many threads and whole float32 products, which the bound on their error needs, and what it had afterwards."""
     before, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(threads or before)
+    torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         torch.set_num_threads(before)
         torch.set_float32_matmul_precision(precision)
+
+
+def _alone() -> None:
+    """A thread of the pool works by itself: torch counts threads for each thread that calls it."""
+    torch.set_num_threads(1)

@@ -19,6 +19,7 @@ from .exact import rounding
 from .lists import Array32, Array64, Ints, checked_vectors, norms
 
 SURPLUS, SURPLUS_RESCORED = 6, 100
+SCORES_AT_A_TIME = 4_000_000
 _ITEMS_AT_A_TIME = 65_536
 
 
@@ -28,8 +29,8 @@ class Int8TopK(ChunkedSearch):
     Args:
         vectors: (n_items, D) float32 item vectors.
         rescored: keep ``vectors`` (which may be a file mapped into memory) and score candidates with them: exact lists and scores.
-        rows_at_a_time: queries of a chunk; None bounds the scores of a chunk to 16 MB.
-        threads: torch threads while searching; None leaves torch as it is.
+        rows_at_a_time: queries of a chunk; None bounds the scores of a chunk to 16 MB: codes are unpacked for each chunk anew.
+        threads: threads while searching; None takes as many as torch has.
     Raises:
         UsageError: the vectors are not finite or have another shape; a number is below 1.
     """
@@ -38,7 +39,7 @@ class Int8TopK(ChunkedSearch):
         self.rescored = rescored
         self._coded = _Int8Rows(checked_vectors(vectors), rescored=rescored)
         surplus = SURPLUS_RESCORED if rescored else SURPLUS
-        super().__init__(self._coded, surplus=surplus, rows_at_a_time=rows_at_a_time, threads=threads)
+        super().__init__(self._coded, surplus=surplus, rows_at_a_time=rows_at_a_time, threads=threads, scores_at_a_time=SCORES_AT_A_TIME)
 
     @property
     def vectors(self) -> Array32:
@@ -73,7 +74,7 @@ class _Int8Rows:
         return np.asarray(codes * self._steps, dtype=np.float32)
 
     def tile(self, first: int, last: int) -> Array32:
-        return self.codes[first:last].astype(np.float32)
+        return self.codes[first:last].astype(np.float32).T
 
     def rough(self, queries: Array32) -> Array32:
         return np.asarray(queries * self._steps, dtype=np.float32)
