@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import shutil
 import time
 from pathlib import Path
 
@@ -67,16 +66,6 @@ def vectors(world: World, target: str, data: bytes | None = None) -> dict[str, b
     by_link = dict(zip(found.link_ids, (row.tobytes() for row in np.asarray(found.vectors)), strict=True))
     lines = (line.split(",") for line in (world.root / "books/links.csv").read_text().splitlines()[1:])
     return {person: by_link[link] for person, partner, link in lines if partner == target and link in by_link}
-
-
-def drop_links(world: World, person: str) -> None:
-    path = world.root / "books/links.csv"
-    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if not line.startswith(f"{person},")))
-
-
-def copied(world: World, to: Path) -> World:
-    shutil.copytree(world.root, to)
-    return World(root=to, space_version=world.space_version)
 
 
 def environment() -> dict[str, str]:
