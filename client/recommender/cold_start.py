@@ -64,13 +64,15 @@ class Interests:
         return np.asarray(PRIOR_ITEMS / (PRIOR_ITEMS + self.items), dtype=np.float32)
 
 
-def passport_sources(delivered: Delivered) -> list[str]:
-    """Sources whose passports can be read here, the one whose interest helps most first; of equals by name.
+def passport_sources(delivered: Delivered) -> tuple[list[str], list[str]]:
+    """Sources whose passports can be read here: those that help, the loudest first and equals by name; and the others.
 
-    A gate that stayed closed says that passports of that source did not help, so whoever brought another one is read by that.
+    A gate that stayed closed says that passports of that source did not help. Whoever brought another one is read by that, and whoever
+    has a few items or declared something, by these.
     """
-    known = [name for name in delivered.brought if name in delivered.heads]
-    return sorted(known, key=lambda name: (is_closed(delivered.heads[name]), -delivered.heads[name].scale, name))
+    known = sorted((name for name in delivered.brought if name in delivered.heads), key=lambda name: (-delivered.heads[name].scale, name))
+    closed = [name for name in known if is_closed(delivered.heads[name])]
+    return [name for name in known if name not in closed], closed
 
 
 def is_closed(head: ServingHead) -> bool:
@@ -98,10 +100,9 @@ def interests(people: People, delivered: Delivered) -> Interests:
     prior, strength = np.zeros_like(vectors), np.zeros(n, dtype=np.float32)
     few = n_own < ENOUGH
     open_ = few.copy()
-    for source in passport_sources(delivered):
-        rows = people.passports.get(source)
-        if rows is None:
-            continue
+    helpful, others = passport_sources(delivered)
+    for source in helpful:
+        rows = people.passports[source]
         who = open_ & (rows >= 0)
         prior[who] = delivered.brought[source].interests[rows[who]]
         strength[who] = delivered.config.training.passport_min_items
@@ -110,6 +111,8 @@ def interests(people: People, delivered: Delivered) -> Interests:
     who = open_ & people.declared.any(axis=1)
     prior[who], strength[who] = people.declared[who], DECLARED_ITEMS
     scorers[who & (n_own == 0)] = declared
+    for source in others:  # at least what people take who come from there
+        scorers[(scorers == popularity) & (people.passports[source] >= 0)] = names.index(source)
     evidence = n_own.astype(np.float32)
     total = strength + evidence
     with_prior = strength > 0

@@ -263,6 +263,8 @@ class Recommender:
             declared[list(texts)] = self._read(now, list(texts.values()))
         for at, request in enumerate(requests):
             if request.interest is not None:
+                if request.declared is not None:
+                    raise UsageError("interests are declared in words or as a vector, not both")
                 declared[at] = now.checked_interest(request.interest, request.space_version)
         people = now.gatherer.people(users, declared, Ragged.of_lists([now.blocked(request.blocked) for request in requests]))
         for at, request in enumerate(requests):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from client.data.pseudonyms import pseudonym
-from client.recommender.cold_start import DISMISSED_WEIGHT, ENOUGH, Interests, encoded, interests
+from client.model.domain_head import popularity_head
+from client.recommender.cold_start import DISMISSED_WEIGHT, ENOUGH, Interests, encoded, interests, scorer_names
 from client.recommender.people import People, nobody
 from client.recommender.ragged import Ragged
 from client.recommender.recommender import Recommender
@@ -97,6 +100,21 @@ def test_declared_interests_weigh_one_item(films: Recommender) -> None:
     own = encoded(with_one.own, films._now.delivered)[0]
     np.testing.assert_allclose(read(films, with_one).vectors[0], (said + own) / 2, rtol=1e-5)
     assert source(films, read(films, with_one)) == OWN
+
+
+def test_a_passport_that_does_not_help_leaves_the_word_to_what_was_declared(films: Recommender) -> None:
+    delivered = films._now.delivered
+    closed = popularity_head(np.expm1(delivered.heads["books"].log_counts), 8)
+    without = dataclasses.replace(delivered, heads={**delivered.heads, "books": closed})
+    (name,) = pseudonym(delivered.pseudonym_key, ["n00"])
+    said = delivered.coordinates[5]
+
+    silent, speaking = (interests(films._now.gatherer.people(name[None], wish), without) for wish in (None, said[None]))
+
+    names = scorer_names(without)
+    assert (names[silent.scorers[0]], source(films, silent), silent.uncertainty[0]) == ("books", POPULARITY, 1.0)
+    assert (names[speaking.scorers[0]], source(films, speaking)) == (DECLARED, DECLARED)
+    np.testing.assert_allclose(speaking.vectors[0], said)
 
 
 def test_of_a_stranger_nothing_is_known(films: Recommender) -> None:

@@ -256,6 +256,11 @@ def test_declared_vectors_that_cannot_be_read_are_refused(
         one(films, interest=np.array(vector), space_version=open_shops.space_version if version is None else version)
 
 
+def test_interests_are_declared_in_one_way(films: Recommender, open_shops: World) -> None:
+    with pytest.raises(UsageError, match="not both"):
+        one(films, declared="roses", interest=np.ones(8), space_version=open_shops.space_version)
+
+
 def test_huge_declared_numbers_weigh_no_more_than_a_whole_interest(films: Recommender, open_shops: World) -> None:
     coordinates = films._now.delivered.coordinates[5].astype(np.float64)
     small, large = (one(films, interest=coordinates * size, space_version=open_shops.space_version, k=5) for size in (1.0, 1e30))
