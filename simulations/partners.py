@@ -110,6 +110,7 @@ def settle(
                 links="links.csv",
                 time=scenario.data.time,
                 unknown_items=scenario.data.unknown_items,
+                rating_column=scenario.data.ratings,
             ),
             ceiling=CeilingSettings(epsilon=scenario.ceiling_epsilon, delta=scenario.run.privacy.delta, set_by="simulation"),
             agreed=AgreedRanges.widest(test_builds=not scenario.run.privacy.private),

@@ -33,6 +33,7 @@ class DataConfig:
     domains: str = setting("", "domains, separated by commas; empty = every folder of the set")
     time: str = setting("unix_s", "what the time column holds", choices=("unix_s", "order"))
     unknown_items: str = setting("refuse", "interactions with items that the catalogue lacks", choices=("refuse", "drop"))
+    ratings: str = setting("", "column of ratings, which the method 'knowledge-mf' reads; empty = interactions say yes, and nothing more")
     linked_users: int = setting(
         0, "linked training users of each pair of domains that stay linked; 0 = all; who is held out stays", unit="users", low=0
     )
