@@ -1,10 +1,12 @@
 r"""Adapting to one user in a few steps: the inner loop of the method `maml`, in training and at serving.
 
-.. math:: z' = (1 + g)\,z + b,\qquad (b, g) \leftarrow (b, g) - \alpha\,\nabla_{(b, g)}\; \tfrac1s \sum_{j \in \text{support}} CE_j(s\,z')
+.. math:: z' = (1 + g)\,z + b,\qquad
+          (b, g) \leftarrow (b, g) - \alpha\,\nabla_{(b, g)}\; \frac{m + 1}{m + k}\, \tfrac1s \sum_{j=1}^{k} CE_j(s\,z')
 
-from a start :math:`(b_0, g_0)` that all users of all domains share. With no support item the start is what remains. The sum is a
-likelihood: each item weighs the same, so a user with five is moved five times as far as one with one. Divided by the scale of scores s, an
-item that scores nothing yet moves an interest by alpha times its own coordinate, whatever s a domain has learned.
+from a start :math:`(b_0, g_0)` that all users of all domains share. With no support item the start is what remains. The sum over the k
+support items is a likelihood, and its curvature grows with k beside that of a prior worth m items (as many as a passport is made of at
+least); so a step is shortened as Newton's would be, and twenty items do not throw an interest twenty times as far as one. Divided by the
+scale of scores s, one item that scores nothing yet moves an interest by alpha times its own coordinate, whatever s a domain has learned.
 """
 
 from __future__ import annotations
@@ -63,10 +65,18 @@ def inner_loop(
     return (1.0 + gate + opened) * interests + offset + moved
 
 
-def support_loss(adapted: Tensor, scale: Tensor | float, support: Batch) -> Tensor:
-    """(batch, T) what the inner loop descends. Args: adapted (batch, T, d); scale s, broadcast to (batch, 1, 1); support: its targets."""
+def support_loss(adapted: Tensor, scale: Tensor | float, support: Batch, prior_items: float) -> Tensor:
+    """What the inner loop descends, (batch, T).
+
+    Args:
+        adapted: (batch, T, d).
+        scale: s, broadcast to (batch, 1, 1).
+        support: its targets are the support items.
+        prior_items: m.
+    """
     items = support.target_mask.sum(dim=1)[:, None, None]  # (batch, 1, 1)
-    return cross_entropy(scale * adapted, support) * (items / scale)[..., 0]
+    weight = (prior_items + 1.0) * items / (prior_items + items) / scale
+    return cross_entropy(scale * adapted, support) * weight[..., 0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,6 +89,7 @@ class Start:
         scale: s, the scale of scores in training.
         rate: alpha.
         steps: inner steps.
+        prior_items: m.
     """
 
     offset: np.ndarray
@@ -86,6 +97,7 @@ class Start:
     scale: float
     rate: float
     steps: int
+    prior_items: float
 
     def begin(self, interests: np.ndarray) -> np.ndarray:
         """(n, d) interests without any start, such as encoded histories -> where their adaptation begins.
@@ -115,6 +127,7 @@ class Start:
             scale=config.training.temperature if scale is None else scale,
             rate=config.training.inner_rate,
             steps=config.training.inner_steps,
+            prior_items=float(config.training.passport_min_items),
         )
 
 
@@ -168,7 +181,7 @@ def _adapted(
         before,
         torch.from_numpy(np.array(start.offset, dtype=np.float32)),
         before.new_full((1,), start.gate),
-        lambda adapted: support_loss(adapted, start.scale, support),
+        lambda adapted: support_loss(adapted, start.scale, support, start.prior_items),
         rate=start.rate,
         steps=start.steps,
         second_order=False,

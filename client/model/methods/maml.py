@@ -4,7 +4,7 @@ Model-agnostic meta-learning (Finn, Abbeel and Levine 2017, ICML) with an inner 
 al. 2020, "Rapid learning or feature reuse?", ICLR). For a user with interest :math:`z`, support items S and query items Q,
 
 .. math:: z'(b, g) = (1 + g)\,z + b,\qquad
-          (b', g') = (b_0, g_0) - \alpha\,\nabla\, \tfrac1s \sum_{j \in S} CE_j\big(s\,z'(b_0, g_0)\big),\qquad
+          (b', g') = (b_0, g_0) - \alpha\,\nabla\, \frac{m + 1}{m + |S|}\, \tfrac1s \sum_{j \in S} CE_j\big(s\,z'(b_0, g_0)\big),\qquad
           \ell = \tfrac1{|Q|} \sum_{j \in Q} CE_j\big(s\,z'(b', g')\big).
 
 The outer gradient goes to the start :math:`(b_0, g_0)`, which is a shared array, and to encoder, transfer layer and scale of scores as
@@ -52,6 +52,7 @@ class MamlModel(InterestModel):
         super().__init__(config, seed=seed)
         self.rate, self.steps = config.training.inner_rate, config.training.inner_steps
         self.second_order = not config.training.first_order
+        self.prior_items = float(config.training.passport_min_items)
         self.start = AdaptationStart(config.model)
 
     def transferred(self, passports: Tensor, descriptor: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ class MamlModel(InterestModel):
             interests,
             offset,
             gate,
-            lambda some: support_loss(some, scale, support),
+            lambda some: support_loss(some, scale, support, self.prior_items),
             rate=self.rate,
             steps=self.steps,
             second_order=self.second_order,

@@ -30,15 +30,15 @@ def test_one_interaction_moves_an_interest_by_the_step_that_a_hand_takes() -> No
     assert adapted([[1.0, 0.0]], [[0]])[0].tolist() == pytest.approx([1 + p, p / 2])
 
 
-def test_the_same_item_five_times_moves_five_times_as_far_whatever_the_scale_of_scores() -> None:
+def test_the_same_item_five_times_moves_as_far_as_a_prior_of_three_lets_it_whatever_the_scale_of_scores() -> None:
     # seen from (0, 0) both items of the catalogue score 0: the slope of each observation is (n - x)/2 = (-1, -1)/2
     assert adapted([[0.0, 0.0]], [[0, -1, -1, -1, -1]])[0].tolist() == pytest.approx([0.25, 0.25])
-    loud = Start(offset=np.zeros(2, dtype=np.float32), gate=0.0, scale=8.0, rate=0.5, steps=1)
-    assert adapted([[0.0, 0.0]], [[0] * 5], loud)[0].tolist() == pytest.approx([1.25, 1.25])
+    loud = Start(offset=np.zeros(2, dtype=np.float32), gate=0.0, scale=8.0, rate=0.5, steps=1, prior_items=3.0)
+    assert adapted([[0.0, 0.0]], [[0] * 5], loud)[0].tolist() == pytest.approx([0.25 * 5 * 4 / 8] * 2)  # (m + 1) / (m + k) with m = 3
 
 
 def test_with_no_interaction_the_start_is_what_remains() -> None:
-    start = Start(offset=np.array([0.5, 0.25], dtype=np.float32), gate=1.0, scale=1.0, rate=0.5, steps=1)
+    start = Start(offset=np.array([0.5, 0.25], dtype=np.float32), gate=1.0, scale=1.0, rate=0.5, steps=1, prior_items=3.0)
     begun = start.begin(np.array([[1.0, 0.0]], dtype=np.float32))
     assert begun.tolist() == [[2.5, 0.25]]
     assert adapted(begun.tolist(), [[-1]], start).tolist() == [[2.5, 0.25]]
@@ -48,7 +48,7 @@ def test_with_no_interaction_the_start_is_what_remains() -> None:
 
 
 def test_a_start_changes_where_the_step_is_taken_from() -> None:
-    start = Start(offset=np.array([0.0, 1.0], dtype=np.float32), gate=1.0, scale=1.0, rate=0.5, steps=1)
+    start = Start(offset=np.array([0.0, 1.0], dtype=np.float32), gate=1.0, scale=1.0, rate=0.5, steps=1, prior_items=3.0)
     # z' = 2 (1, 0) + (0, 1) = (2, 1): the item scores 1, the other -2; the slope is p (-1, -1), and the gate moves with <slope, z>
     p = 1 / (1 + math.exp(3))
     assert adapted(start.begin(np.array([[1.0, 0.0]])).tolist(), [[0]], start)[0].tolist() == pytest.approx([2 + p, 1 + p / 2], abs=1e-6)
@@ -82,5 +82,5 @@ def test_the_start_is_read_from_the_delivered_layer() -> None:
     start = Start.of(arrays, CONFIG, scale=3.0)
     assert (start.offset.tolist(), start.gate, start.scale, start.rate, start.steps) == ([0.5, 0.25], 2.0, 3.0, 0.5, 1)
     assert (PLAIN.offset.tolist(), PLAIN.gate, PLAIN.scale) == ([0.0, 0.0], 0.0, 1.0)  # a method that learns none; nothing trained here
-    shut = Start(offset=np.zeros(2, dtype=np.float32), gate=-1.0, scale=1.0, rate=0.5, steps=1)
+    shut = Start(offset=np.zeros(2, dtype=np.float32), gate=-1.0, scale=1.0, rate=0.5, steps=1, prior_items=3.0)
     assert np.isfinite(adapted([[0.0, 0.0]], [[0]], shut)).all()

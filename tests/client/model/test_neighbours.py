@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -53,7 +55,11 @@ def two_tribes(users: int = 300) -> FittingData:
     interests[:, 0] += np.where(tribe == 0, 1.0, -1.0)
     items = (np.stack([generator.choice(10, size=3, replace=False) for _ in range(users)]) + 10 * tribe[:, None]).ravel()
     return FittingData(
-        interests=interests, offsets=np.arange(users + 1) * 3, items=items.astype(np.int32), counts=counts_by_group([items], 40)
+        interests=np.zeros_like(interests),  # what was transferred says nothing; what was brought does
+        offsets=np.arange(users + 1) * 3,
+        items=items.astype(np.int32),
+        counts=counts_by_group([items], 40),
+        passports=interests,
     )
 
 
@@ -62,17 +68,19 @@ def test_the_head_hears_neighbours_where_texts_say_nothing() -> None:
     coordinates = generator.normal(size=(40, 4)).astype(np.float32) * 0.01  # no direction of interest tells an item
     head = domain_head.fit(data, coordinates, generator=generator)
     assert head.neighbours is not None
-    scores = head.scores(np.array([[1.0, 0, 0, 0], [-1.0, 0, 0, 0]], np.float32), coordinates)
+    of_both = np.array([[1.0, 0, 0, 0], [-1.0, 0, 0, 0]], np.float32)
+    scores = head.scores(np.zeros_like(of_both), coordinates, of_both)
     assert set(np.argsort(-scores[0])[:8]) <= set(range(10))
     assert set(np.argsort(-scores[1])[:8]) <= set(range(10, 20))
-    deaf = domain_head.fit(data, coordinates, generator=np.random.default_rng(0), with_neighbours=False)
+    assert (head.muted.scores(np.zeros_like(of_both), coordinates, of_both) == head.muted.scores(np.zeros_like(of_both), coordinates)).all()
+    deaf = domain_head.fit(dataclasses.replace(data, passports=None), coordinates, generator=np.random.default_rng(0))
     assert deaf.neighbours is None
 
 
 def test_the_gate_keeps_neighbours_out_where_interests_are_noise() -> None:
     data = two_tribes()
     strangers = np.random.default_rng(5).normal(size=data.interests.shape).astype(np.float32)
-    noise = FittingData(interests=strangers, offsets=data.offsets, items=data.items, counts=data.counts)
+    noise = dataclasses.replace(data, passports=strangers)
     kept = [domain_head.fit(noise, np.zeros((40, 4), np.float32), generator=np.random.default_rng(seed)).neighbours for seed in range(3)]
     assert sum(one is not None for one in kept) <= 1
 
@@ -80,7 +88,8 @@ def test_the_gate_keeps_neighbours_out_where_interests_are_noise() -> None:
 def test_a_head_with_neighbours_comes_back_and_searches_as_one_inner_product() -> None:
     data, generator = two_tribes(), np.random.default_rng(0)
     coordinates = generator.normal(size=(40, 4)).astype(np.float32)
-    beside = neighbours.fit(data.interests, scipy.sparse.csr_array(np.eye(300, 40, dtype=np.float32)), ridge=5.0, generator=generator)
+    assert data.passports is not None
+    beside = neighbours.fit(data.passports, scipy.sparse.csr_array(np.eye(300, 40, dtype=np.float32)), ridge=5.0, generator=generator)
     head = ServingHead(
         scale=1.5,
         offset=np.full(4, 0.1, np.float32),
@@ -90,6 +99,7 @@ def test_a_head_with_neighbours_comes_back_and_searches_as_one_inner_product() -
         neighbours=beside,
     )
     again = ServingHead.from_arrays(head.to_arrays())
-    scores = head.scores(data.interests[:5], coordinates)
-    np.testing.assert_array_equal(again.scores(data.interests[:5], coordinates), scores)
-    np.testing.assert_allclose(head.queries(data.interests[:5]) @ head.item_vectors(coordinates).T, scores, rtol=1e-4, atol=1e-5)
+    interests, passports = generator.normal(size=(5, 4)).astype(np.float32), data.passports[:5]
+    scores = head.scores(interests, coordinates, passports)
+    np.testing.assert_array_equal(again.scores(interests, coordinates, passports), scores)
+    np.testing.assert_allclose(head.queries(interests, passports) @ head.item_vectors(coordinates).T, scores, rtol=1e-4, atol=1e-5)

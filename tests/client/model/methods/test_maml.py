@@ -66,14 +66,15 @@ def test_two_inner_steps_go_on_from_where_the_first_one_ended() -> None:
     assert model_of(inner_rate=0.5, inner_steps=2)(two_targets()).item() == pytest.approx(math.log(1 + math.exp(-2 * first)))
 
 
-def test_support_items_add_up_and_the_scale_of_scores_does_not_lengthen_the_step() -> None:
-    # scale 2, support (0, 1) twice: p = sigma(2 (-1 - 0)) is on the negative; each item moves b by rate p (1, 1), and g by rate p
+def test_support_items_add_up_against_a_prior_and_the_scale_of_scores_does_not_lengthen_the_step() -> None:
+    # scale 2, support (0, 1) twice: p = sigma(2 (-1 - 0)) is on the negative; each item moves b by rate p (1, 1), and g by rate p,
+    # shortened to (m + 1) / (m + 2) = 4/5 with m = 3
     batch = double(without_passports(batch_of(
         targets=torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]]), target_mask=torch.tensor([[1.0, 1.0, 0.0, 1.0]]),
         hits=torch.zeros(1, 4), negatives=torch.tensor([[-1.0, 0.0]]),
     )))  # fmt: skip
     p = 1 / (1 + math.exp(2))
-    first = 1 + 2 * 0.25 * p + 2 * 0.25 * p
+    first = 1 + 0.8 * (2 * 0.25 * p + 2 * 0.25 * p)
     assert model_of(inner_rate=0.25, temperature=2.0)(batch).item() == pytest.approx(math.log(1 + math.exp(-4 * first)))
 
 
