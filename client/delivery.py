@@ -38,6 +38,7 @@ OWN = "own history"
 
 _WARM = "warm/"
 _ROWS_AT_A_TIME = 4096
+_ITEMS_AT_A_TIME = 2**24
 
 
 def deliver(settings: ClientSettings, question: wire.Deliver) -> wire.Ok:
@@ -263,6 +264,8 @@ def _warm_head(folder: Path, space_version: str, domain: str, seed: int, max_his
     """
     training = Histories.open(folder / "training")
     coordinates = np.load(folder / space_version / "coordinates.npy")
-    counts = counts_by_group([training.items], len(coordinates))[0]
+    counts = np.zeros(len(coordinates), dtype=np.int64)
+    for start in range(0, len(training.items), _ITEMS_AT_A_TIME):  # the histories of ten million users do not fit into memory
+        counts += np.bincount(training.items[start : start + _ITEMS_AT_A_TIME], minlength=len(coordinates))
     generator = keyed_generator(seed, domain, "head", "warm")
     return warm_fit.fit(training, coordinates, counts, generator=generator, max_history=max_history)

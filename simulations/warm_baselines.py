@@ -172,10 +172,10 @@ def ease(train: scipy.sparse.csr_array, people: WarmPeople, ridge: float) -> np.
 def _made_of(domain: EvaluatedDomain) -> list[Any]:
     """What the rows depend on, but for the people themselves, whom the cache compares one by one."""
     here, prepared = domain.domain, domain.domain.prepared
-    contents = (prepared.training.lengths, baselines.item_counts(matrix(prepared.training, domain.n_items)))
+    contents = (np.sort(prepared.training.lengths), baselines.item_counts(matrix(prepared.training, domain.n_items)))
     benchmark = dataclasses.asdict(here.settings.benchmark)
     settings = [here.settings.domain, here.space_version, prepared.catalogue_hash, benchmark, here.config.training.max_items_per_user]
-    return ["warm", *settings, *(hashlib.sha256(np.sort(content).tobytes()).hexdigest() for content in contents)]
+    return ["warm", *settings, *(hashlib.sha256(content.tobytes()).hexdigest() for content in contents)]
 
 
 def _text_decay(known: WarmPeople, coordinates: np.ndarray) -> float:
