@@ -1,11 +1,11 @@
 r"""The serving head: interest vector for this domain -> scores of its items. Fitted on exact local data; never leaves, never trains.
 
-.. math:: s_j = \beta\,\langle z + b,\, x_j\rangle + \sum_f \gamma_f \log(n_{fj} + 1) + \kappa\,\phi(z) F_j
+.. math:: s_j = \beta\,\langle z + b,\, x_j\rangle + \sum_f \gamma_f \log(n_{fj} + 1) + \kappa\,\phi(y) F_j
 
 with :math:`n_{fj}` how often item j was taken by the people of group f (everybody, and those linked to the source domain, who buy other
-things), and :math:`\phi(z) F_j` what people with alike interests took (`client.model.neighbours`). The first two terms are the
-maximum-likelihood softmax over the whole catalogue. Each user's own items are taken out of the counts that predict them (leave one out),
-or the head would learn to believe in counts of one.
+things), and :math:`\phi(y) F_j` what people took here whose passports were like this person's passport y (`client.model.neighbours`). The
+first two terms are the maximum-likelihood softmax over the whole catalogue. Each user's own items are taken out of the counts that predict
+them (leave one out), or the head would learn to believe in counts of one.
 
 The gate: the head starts as popularity alone and keeps interest and neighbours only as far as they help on people it was not fitted on.
 Where it does not help, popularity is what remains, so that a bad transfer cannot harm.
@@ -14,7 +14,7 @@ Where it does not help, popularity is what remains, so that a bad transfer canno
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ KAPPAS = (30.0, 100.0, 300.0, 1000.0)
 """How loud the neighbours speak: their scores are shares of alike people who took an item, a few hundredths."""
 
 RIDGES = (5.0, 20.0)
+_LOUD = tuple((ridge, loudness) for ridge in RIDGES for loudness in KAPPAS)
 CUTS = (5, 10, 20, 50)
 _STEPS, _USERS_PER_STEP, _LEARNING_RATE = 80, 192, 0.08
 _PARTS, _FEW, _MOST_HELD_BACK, _USERS_AT_A_TIME = 5, 500, 1000, 256
@@ -61,18 +62,31 @@ class ServingHead:
         """(n_items,) float32: what every user is offered."""
         return np.asarray(self.weights @ self.log_counts, dtype=np.float32)
 
-    def scores(self, interests: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
-        """Args: interests (n, d), coordinates (n_items, d). Returns (n, n_items) float32."""
+    @property
+    def muted(self) -> ServingHead:
+        """The same head without its neighbours: what interest and popularity say alone."""
+        return dataclasses.replace(self, loudness=0.0, neighbours=None)
+
+    def scores(self, interests: np.ndarray, coordinates: np.ndarray, passports: np.ndarray | None = None) -> np.ndarray:
+        """Scores of the whole catalogue.
+
+        Args:
+            interests: (n, d) interests for this domain.
+            coordinates: (n_items, d).
+            passports: (n, d) by which people are compared with their like; None: by their interests.
+        Returns:
+            (n, n_items) float32.
+        """
         found = (self.scale * (interests + self.offset)).astype(np.float32) @ coordinates.T + self.prior
         if self.neighbours is not None:
-            found += (np.float32(self.loudness) * self.neighbours.features(interests)) @ self.neighbours.factors
+            found += (np.float32(self.loudness) * self.neighbours.features(_or(passports, interests))) @ self.neighbours.factors
         return np.asarray(found)
 
-    def queries(self, interests: np.ndarray) -> np.ndarray:
-        """(n, D) float32 whose inner products with `item_vectors` are the scores: for searches over many items."""
+    def queries(self, interests: np.ndarray, passports: np.ndarray | None = None) -> np.ndarray:
+        """(n, D) float32 whose inner products with `item_vectors` are the scores: for searches over many items. Args as of `scores`."""
         parts = [self.scale * (interests + self.offset), np.ones((len(interests), 1))]
         if self.neighbours is not None:
-            parts.append(self.loudness * self.neighbours.features(interests))
+            parts.append(self.loudness * self.neighbours.features(_or(passports, interests)))
         return np.concatenate(parts, axis=1).astype(np.float32)
 
     def item_vectors(self, coordinates: np.ndarray) -> np.ndarray:
@@ -111,12 +125,14 @@ class FittingData:
         interests: (n, d) float32 interest for this domain.
         offsets, items: their items here, flat.
         counts: (F, n_items) how often each item was taken, by group; these people's own items are counted in all of them.
+        passports: (n, d) what they brought, as it was before it was transferred; None where neighbours have no say.
     """
 
     interests: np.ndarray
     offsets: np.ndarray
     items: np.ndarray
     counts: np.ndarray
+    passports: np.ndarray | None = None
 
     @property
     def users(self) -> int:
@@ -139,69 +155,90 @@ def popularity_head(counts: np.ndarray, dimension: int) -> ServingHead:
     return ServingHead(scale=0.0, offset=np.zeros(dimension, dtype=np.float32), weights=weights, log_counts=_log(counts))
 
 
-def fit(data: FittingData, coordinates: np.ndarray, *, generator: np.random.Generator, with_neighbours: bool = True) -> ServingHead:
+def fit(data: FittingData, coordinates: np.ndarray, *, generator: np.random.Generator) -> ServingHead:
     """Fits the head on most of the people and sets its gate on the rest; where people are few, each part of them is held back in turn.
 
     Args:
         data: the people; with fewer than ten the head is popularity alone.
         coordinates: (n_items, d).
         generator: draws mini-batches and who is held back.
-        with_neighbours: let alike people speak; without them the head is interest and popularity alone.
     """
     if data.users < 10:
         return popularity_head(data.counts, coordinates.shape[1])
     items = torch.from_numpy(np.array(coordinates))  # a copy: the file is mapped read-only
     parts = np.array_split(generator.permutation(data.users), _PARTS)
-    few = data.users < _FEW
-    hits: list[np.ndarray] = []
-    for held_back in parts if few else parts[:1]:
-        fitted_on = np.setdiff1d(np.arange(data.users), held_back)
-        heads = list(_candidates(data, items, fitted_on, generator, with_neighbours=with_neighbours))
-        hits.append(np.stack([_hits(head, data, np.asarray(coordinates), held_back[:_MOST_HELD_BACK]) for head in heads]))
-    chosen = _trusted(np.concatenate(hits, axis=1))
-    everybody = np.arange(data.users)
-    if few:
-        return list(_candidates(data, items, everybody, generator, with_neighbours=with_neighbours))[chosen]
-    if heads[chosen].neighbours is None:
-        return heads[chosen]
-    ridge = RIDGES[(chosen - 1 - len(GATES)) // (len(KAPPAS) * 2)]  # the order of `_candidates`
-    return dataclasses.replace(heads[chosen], neighbours=_neighbours(data, everybody, coordinates.shape[0], ridge, generator))
+    few, everybody = data.users < _FEW, np.arange(data.users)
+    tried = [
+        _Tried.of(data, items, np.setdiff1d(everybody, part), part[:_MOST_HELD_BACK], generator) for part in (parts if few else parts[:1])
+    ]
+    chosen = _trusted(np.concatenate([one.hits for one in tried], axis=1), among=range(1, len(tried[0].heads)), kept=0)
+    head = _gated(data, items, everybody, generator)[chosen] if few else tried[0].heads[chosen]
+    if data.passports is None or len(everybody) - len(parts[0]) < neighbours.LEAST:
+        return head
+    heard = np.concatenate([one.hits_of_neighbours(data, np.asarray(coordinates), chosen, generator) for one in tried], axis=1)
+    best = _trusted(heard, among=range(1, len(heard)), kept=0)
+    if best == 0:
+        return head
+    ridge, loudness = _LOUD[best - 1]
+    return dataclasses.replace(head, loudness=loudness, neighbours=_neighbours(data, everybody, len(coordinates), ridge, generator))
 
 
-def _candidates(
-    data: FittingData, items: torch.Tensor, people: np.ndarray, generator: np.random.Generator, *, with_neighbours: bool
-) -> Iterator[ServingHead]:
-    """Popularity, a head for each gate, and the neighbours with and without the interest beside them."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Tried:
+    """Heads fitted without some people, and what those people would have found with each of them.
+
+    Attributes:
+        heads: popularity, and a head for each gate.
+        fitted_on, held_back: positions of people.
+        hits: (heads, held_back).
+    """
+
+    heads: list[ServingHead]
+    fitted_on: np.ndarray
+    held_back: np.ndarray
+    hits: np.ndarray
+
+    @classmethod
+    def of(
+        cls, data: FittingData, items: torch.Tensor, fitted_on: np.ndarray, held_back: np.ndarray, generator: np.random.Generator
+    ) -> _Tried:
+        heads = _gated(data, items, fitted_on, generator)
+        hits = np.stack([_hits(head, data, items.numpy(), held_back) for head in heads])
+        return cls(heads=heads, fitted_on=fitted_on, held_back=held_back, hits=hits)
+
+    def hits_of_neighbours(self, data: FittingData, coordinates: np.ndarray, chosen: int, generator: np.random.Generator) -> np.ndarray:
+        """(1 + settings, held_back): the chosen head alone, and with neighbours as loud as `_LOUD` says."""
+        found, head = [self.hits[chosen]], self.heads[chosen]
+        beside = {ridge: _neighbours(data, self.fitted_on, len(coordinates), ridge, generator) for ridge in RIDGES}
+        for ridge, loudness in _LOUD:
+            louder = dataclasses.replace(head, loudness=loudness, neighbours=beside[ridge])
+            found.append(_hits(louder, data, coordinates, self.held_back))
+        return np.stack(found)
+
+
+def _gated(data: FittingData, items: torch.Tensor, people: np.ndarray, generator: np.random.Generator) -> list[ServingHead]:
+    """Popularity, and a head for each gate."""
     full = _climb(data, items, people, generator, with_interest=True)
     plain = _climb(data, items, people, generator, with_interest=False)
-    yield popularity_head(data.counts, items.shape[1])
-    yield from (_between(plain, full, gate) for gate in GATES)
-    if with_neighbours and len(people) >= neighbours.LEAST:
-        for ridge in RIDGES:
-            beside = _neighbours(data, people, items.shape[0], ridge, generator)
-            for loudness in KAPPAS:
-                yield from (dataclasses.replace(head, loudness=loudness, neighbours=beside) for head in (plain, full))
+    return [popularity_head(data.counts, items.shape[1]), *(_between(plain, full, gate) for gate in GATES)]
 
 
 def _neighbours(data: FittingData, people: np.ndarray, n_items: int, ridge: float, generator: np.random.Generator) -> Neighbours:
     rows, items, _ = data.of(people)
     taken = scipy.sparse.csr_array((np.ones(len(rows), dtype=np.float32), (rows.numpy(), items.numpy())), shape=(len(people), n_items))
     taken.data[:] = 1.0  # pairs that occur twice were added up
-    return neighbours.fit(data.interests[people], taken, ridge=ridge, generator=generator)
+    return neighbours.fit(_or(data.passports, data.interests)[people], taken, ridge=ridge, generator=generator)
 
 
-def _trusted(hits: np.ndarray) -> int:
-    """Which candidate of (candidates, people) hits is kept: the one with the most, where it gains more than one standard error.
+def _or(passports: np.ndarray | None, interests: np.ndarray) -> np.ndarray:
+    return interests if passports is None else passports
 
-    In two steps, because the best of many is luck more often than the best of few: a head without neighbours has to gain over popularity,
-    and one with neighbours over the head that was kept.
-    """
-    kept = 0
-    for group in np.split(np.arange(len(hits)), [1 + len(GATES)]):
-        best = max(group, key=lambda one: hits[one].mean(), default=kept)
-        gain = hits[best] - hits[kept]
-        kept = int(best) if gain.mean() > gain.std() / np.sqrt(len(gain)) else kept
-    return kept
+
+def _trusted(hits: np.ndarray, *, among: range, kept: int) -> int:
+    """Of (candidates, people) hits the best among some, where it gains more than one standard error over the one that is kept so far."""
+    best = max(among, key=lambda one: float(hits[one].mean()))
+    gain = hits[best] - hits[kept]
+    return best if gain.mean() > gain.std() / np.sqrt(len(gain)) else kept
 
 
 def _log(counts: np.ndarray) -> np.ndarray:
@@ -268,7 +305,14 @@ def _hits(head: ServingHead, data: FittingData, coordinates: np.ndarray, people:
     for start in range(0, len(people), _USERS_AT_A_TIME):
         users = people[start : start + _USERS_AT_A_TIME]
         rows, items, _ = data.of(users)
-        scores = _own_scores(torch.from_numpy(head.scores(data.interests[users], coordinates)), weights, log_counts, without, rows, items)
+        scores = _own_scores(
+            torch.from_numpy(head.scores(data.interests[users], coordinates, _or(data.passports, data.interests)[users])),
+            weights,
+            log_counts,
+            without,
+            rows,
+            items,
+        )
         best = torch.full((len(users),), -torch.inf).scatter_reduce(0, rows, scores[rows, items], "amax")
         rank = (scores > best[:, None]).sum(dim=1) + ((scores == best[:, None]).sum(dim=1) - 1).clamp(min=0) / 2
         found = (rank[:, None] < cuts) & torch.isfinite(best)[:, None]  # (people, cuts)
