@@ -27,6 +27,7 @@ from .passports import export_passports, import_passports, read_passports, write
 from .preparation import PreparedDomain
 from .private_passports import draw_once
 from .private_terms import Received, received
+from .privunit import PrivUnit
 from .public_projection import PrivateTerms
 from .register import Register
 from .settings import ClientSettings
@@ -278,7 +279,8 @@ def _with_private(link_ids: list[str], vectors: np.ndarray, private: list[Receiv
             _LOG.warning("private passports of another language model than this run's were left out")
             continue
         link_ids = [*link_ids, *ids]
-        parts.append(terms.projection.expand(drawn, space))
+        guess = drawn * PrivUnit.of(terms.dimension, terms.epsilon).shrinkage
+        parts.append(terms.projection.expand(guess, space))
     return link_ids, np.concatenate(parts)
 
 

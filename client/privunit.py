@@ -89,6 +89,15 @@ class PrivUnit:
         """Of everything that is released: 1/m."""
         return 1.0 / self.mean
 
+    @property
+    def shrinkage(self) -> float:
+        r"""What makes a release the best guess at its direction: m^2 (V/m) = m V.
+
+        For a direction that is uniform before anything is known, V is uniform too, and by symmetry E[u | V] = m V: the guess with the least
+        squared error. A model that reads releases beside exact interests, whose length is below 1 as well, reads these.
+        """
+        return self.mean**2
+
     def density_ratio(self) -> float:
         """The largest ratio of densities between two directions, from the two densities themselves."""
         return ((1.0 - self.outside) / self.cap) / (self.outside / (1.0 - self.cap))

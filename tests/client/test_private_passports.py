@@ -246,7 +246,9 @@ def test_a_target_reads_them_in_its_space_as_it_reads_exact_ones(private: World)
     by_link = {link_id(person): np.frombuffer(vector, dtype=np.float32) for person, vector in sent.items()}
     assert found.dtype == np.float32
     assert found.shape == (LINKED, 8)
-    np.testing.assert_allclose(found, np.stack([by_link[links[row]] for row in rows.tolist()]), rtol=1e-6)
+    mean = PrivUnit.of(8, EPSILON).mean
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), mean, rtol=1e-5)  # the guess m V at a direction
+    np.testing.assert_allclose(found / mean**2, np.stack([by_link[links[row]] for row in rows.tolist()]), rtol=1e-5)
     assert len(for_training(films, prepared, private.space_version, 8).vectors) > 0
 
 

@@ -152,6 +152,16 @@ def test_at_the_best_cap_its_height_is_the_mean(dimension: int, epsilon: float) 
     assert law.threshold == pytest.approx(law.mean, abs=1e-4)
 
 
+def test_the_shrunken_release_is_the_guess_with_the_least_error() -> None:
+    law = PrivUnit.of(8, 4.0)
+    true = np.random.default_rng(3).normal(size=(MANY, 8))
+    true /= np.linalg.norm(true, axis=1, keepdims=True)
+    drawn = law.release(true, SystemNoise()).astype(np.float64)
+    errors = {factor: ((factor * law.shrinkage * drawn - true) ** 2).sum(axis=1).mean() for factor in (0.8, 1.0, 1.2)}
+    assert errors[1.0] == pytest.approx(1.0 - law.mean**2, abs=0.01)  # |u|^2 - |E[u | V]|^2
+    assert min(errors, key=errors.__getitem__) == 1.0
+
+
 def test_every_release_has_the_one_public_length() -> None:
     law = PrivUnit.of(16, 4.0)
     vectors = np.random.default_rng(0).normal(size=(500, 16)) * np.geomspace(1e-6, 1e6, 500)[:, None]
