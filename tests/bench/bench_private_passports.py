@@ -1,0 +1,207 @@
+"""What private passports cost in utility: HR@10 of people a domain never saw, with a draw for life in place of the interest itself.
+
+No training here: each direction is the identity and a serving head fitted on the passports of training users, which are of the same kind as
+those that it is asked about. ``python tests/bench/bench_private_passports.py arts_office`` prints the table for a scenario; `trained` in it
+runs the whole federation for one setting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from client.delivery import Domain
+from client.evaluation import COLD, EvaluatedDomain, HeldOut, rank
+from client.passport_exchange import interests
+from client.preparation import PreparedDomain, prepare
+from client.privunit import PrivUnit
+from client.public_projection import Projection
+from client.settings import ClientSettings
+from client.training.noise import SeededNoise
+from shared.config import RunConfig
+from shared.interest_space import InterestSpace, Moments
+from shared.ranking import ScoreRows
+from simulations.partners import data_folders, settle
+from simulations.run_folder import RunFolder
+from simulations.scenario_config import load
+from simulations.synthetic_domains import write as write_synthetic
+
+CUT = 10
+Change = Callable[[np.ndarray], np.ndarray]
+"""Exact interests (n, d) -> what arrives in their place, (n, d)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Given(Domain):
+    """A domain with passports at hand, instead of those in its register."""
+
+    brought: dict[str, tuple[np.ndarray, np.ndarray]]
+
+    def passports(self, source: str) -> tuple[np.ndarray, np.ndarray]:
+        return self.brought[source]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Direction:
+    """From one domain to another, before anything was trained: exact interests of everybody who is linked."""
+
+    source: str
+    target: str
+    domain: Domain
+    space: InterestSpace
+    rows: np.ndarray
+    interests: np.ndarray
+
+    def evaluated(self, change: Change) -> EvaluatedDomain:
+        vectors = change(self.interests).astype(np.float32)
+        given = {field.name: getattr(self.domain, field.name) for field in dataclasses.fields(Domain)}
+        domain = _Given(**given, brought={self.source: (self.rows, vectors)})
+        return EvaluatedDomain(domain=domain, model=None, heads={})  # type: ignore[arg-type]  # nothing here asks a model
+
+    def hit_rate(self, change: Change) -> float:
+        """HR@10 of cold people by the identity and a serving head."""
+        there = self.evaluated(change)
+        people = there.people(self.source, COLD)
+        return _hit_rate(people, there.head_only(people, self.source), there.n_items)
+
+    def text(self, change: Change) -> float:
+        """The same by the cosine with an item's text alone: what the vector itself is worth."""
+        there = self.evaluated(change)
+        people = there.people(self.source, COLD)
+        coordinates = np.asarray(self.domain.coordinates)
+        return _hit_rate(people, lambda start, stop: people.interests[start:stop] @ coordinates.T, there.n_items)
+
+    def popularity(self) -> float:
+        there = self.evaluated(lambda exact: exact)
+        people = there.people(self.source, COLD)
+        counts = np.bincount(self.domain.prepared.training.items, minlength=there.n_items).astype(np.float32)
+        return _hit_rate(people, lambda start, stop: np.tile(counts, (stop - start, 1)), there.n_items)
+
+
+def _hit_rate(people: HeldOut, scores: ScoreRows, n_items: int) -> float:
+    first = np.minimum.reduceat(rank(people, scores, n_items).ranks, people.offsets[:-1])
+    return float((first < CUT).mean())
+
+
+def drawn(direction: Direction, epsilon: float, dimensions: int, draw: int) -> Change:
+    """Private passports as a target reads them. The noise is a test build's: the same figures again."""
+    projection = Projection.of(direction.space, dimensions)
+    law = PrivUnit.of(projection.dimension, epsilon)
+    noise = SeededNoise("bench", direction.source, direction.target, epsilon, dimensions, draw)
+    return lambda exact: projection.expand(law.release(projection.read(exact, direction.space), noise) * law.shrinkage, direction.space)
+
+
+def cut(direction: Direction, dimensions: int) -> Change:
+    """The public coordinates without any noise: what the others are worth."""
+    projection = Projection.of(direction.space, dimensions)
+
+    def change(exact: np.ndarray) -> np.ndarray:
+        read = projection.read(exact, direction.space)
+        lengths = np.linalg.norm(read, axis=1, keepdims=True)
+        return projection.expand(read / np.maximum(lengths, 1e-12), direction.space)
+
+    return change
+
+
+def directions(scenario: str, folder: Path, seed: int = 0) -> tuple[RunConfig, list[Direction]]:
+    """Both ways between all domains of a scenario."""
+    chosen = load(scenario, seed=seed)
+    run = RunFolder(folder / "run").create(chosen.run)
+    if chosen.data.kind == "folder":
+        sources = data_folders(chosen, None)
+    else:
+        write_synthetic(run.path / "data", chosen.synthetic, seed)
+        sources = {path.name: path.absolute() for path in sorted((run.path / "data").iterdir())}
+    settled = settle(run, chosen, sources, split_seed=0, ledgers=None)
+    prepared = {one.domain: prepare(one, chosen.run) for one in settled}
+    space = InterestSpace.from_moments(
+        [Moments.of(np.asarray(each.text_vectors)) for each in prepared.values()], chosen.run.model.dimension
+    )
+    for each in prepared.values():
+        each.fix_space(space)
+    found = [
+        _direction(one, other, chosen.run, prepared, space)
+        for one in settled
+        for other in settled
+        if other.domain in prepared[one.domain].links
+    ]
+    return chosen.run, found
+
+
+def _direction(
+    target: ClientSettings, source: ClientSettings, config: RunConfig, prepared: dict[str, PreparedDomain], space: InterestSpace
+) -> Direction:
+    here, there = prepared[target.domain], prepared[source.domain]
+    mine, theirs = here.links[source.domain], there.links[target.domain]
+    _, at_mine, at_theirs = np.intersect1d(mine.link_ids, theirs.link_ids, assume_unique=True, return_indices=True)
+    rows, partners = mine.rows[at_mine], theirs.rows[at_theirs]
+    enough = np.diff(there.everyone.offsets)[partners] >= config.training.passport_min_items  # the same people in all rows of the table
+    rows, partners = rows[enough], partners[enough]
+    return Direction(
+        source=source.domain,
+        target=target.domain,
+        domain=Domain(settings=target, config=config, prepared=here, space_version=space.version),
+        space=space,
+        rows=rows,
+        interests=interests(there.everyone, partners, there.coordinates(space.version), config),
+    )
+
+
+def table(
+    scenario: str, folder: Path, *, epsilons: tuple[float, ...], dimensions: tuple[int, ...], draws: int
+) -> Iterator[dict[str, object]]:
+    """A row for each direction and kind of passport."""
+    _, found = directions(scenario, folder)
+    for one in found:
+        way = f"{one.source} -> {one.target}"
+        exact = one.hit_rate(lambda vectors: vectors)
+        yield {"way": way, "kind": "popularity", "hr": one.popularity(), "text": np.nan}
+        yield {"way": way, "kind": "exact", "hr": exact, "text": one.text(lambda vectors: vectors)}
+        for width in dimensions:
+            yield {
+                "way": way,
+                "kind": f"exact direction in {width}",
+                "hr": one.hit_rate(cut(one, width)),
+                "text": one.text(cut(one, width)),
+            }
+            for epsilon in epsilons:
+                rates = [one.hit_rate(drawn(one, epsilon, width, draw)) for draw in range(draws)]
+                texts = [one.text(drawn(one, epsilon, width, draw)) for draw in range(draws)]
+                yield {
+                    "way": way,
+                    "kind": f"epsilon_u {epsilon:g} in {width}",
+                    "hr": float(np.mean(rates)),
+                    "sd": float(np.std(rates)),
+                    "text": float(np.mean(texts)),
+                }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("scenario", nargs="?", default="demo")
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--epsilons", default="2,4,8,16")
+    parser.add_argument("--dimensions", default="16,32")
+    asked = parser.parse_args()
+    numbers = functools.partial(_numbers, float), functools.partial(_numbers, int)
+    with tempfile.TemporaryDirectory() as folder:
+        for row in table(
+            asked.scenario, Path(folder), epsilons=numbers[0](asked.epsilons), dimensions=numbers[1](asked.dimensions), draws=asked.draws
+        ):
+            print(f"{row['way']:<24} {row['kind']:<24} HR@10 {row['hr']:.4f}  +- {row.get('sd', 0.0):.4f}  text alone {row['text']:.4f}")
+            sys.stdout.flush()
+
+
+def _numbers(kind: type[int] | type[float], text: str) -> tuple[float, ...]:
+    return tuple(kind(part) for part in text.split(","))
+
+
+if __name__ == "__main__":
+    main()
