@@ -8,7 +8,8 @@ so many items, and their own items are evidence; the interest is the posterior m
 (conjugate prior with m pseudo-observations: Gelman et al., Bayesian Data Analysis, 2.5 and 3.4; what was dismissed pushes away as in
 Rocchio 1971, "Relevance feedback in information retrieval"). A passport stands for ``passport_min_items`` items, because it was made of at
 least so many; declared interests stand for one. The uncertainty is the one of `client.interest_distribution`, by the same counts: prior /
-(prior + observed). Nothing is trained here, so a new observation costs one pass of the encoder over one history.
+(prior + observed). Under the method `maml`, which learns where to begin with a user, its steps take the place of the average. Nothing is
+trained here, so a new observation costs one pass of the encoder over one history.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from client.interest_distribution import PRIOR_ITEMS
 
 from ..delivery import OWN as OWN_HEAD
+from ..model.adaptation import adapt
 from ..model.domain_head import ServingHead
 from .delivered import Delivered
 from .people import People
@@ -92,38 +94,67 @@ def source_names(delivered: Delivered) -> list[str]:
 
 def interests(people: People, delivered: Delivered) -> Interests:
     """Goes down the chain for all users at once."""
-    n, (popularity, own, declared) = len(people), range(3)
-    names = scorer_names(delivered)
+    names, n_own = scorer_names(delivered), people.own.lengths
+    prior = _priors(people, delivered, names)
+    vectors = _posterior(people, prior, delivered)
+    vectors -= DISMISSED_WEIGHT * people.dismissed.mean_of(delivered.coordinates)
+    scorers = prior.scorers.copy()
+    if delivered.warm is not None:
+        scorers[(n_own > 0) & (prior.strength == 0)] = names.index(WARM)
+    known = prior.strength + n_own + people.dismissed.lengths
+    sources = _said(scorers, delivered, names)
+    return Interests(vectors=vectors.astype(np.float32), scorers=scorers, sources=sources, items=known.astype(np.float32))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Priors:
+    """What n users brought or declared, where their own items are few.
+
+    Attributes:
+        vectors: (n, d) z_0.
+        strength: (n,) m, the items it stands for; 0 = there is none.
+        scorers: (n,) positions in `scorer_names`.
+    """
+
+    vectors: np.ndarray
+    strength: np.ndarray
+    scorers: np.ndarray
+
+
+def _priors(people: People, delivered: Delivered, names: Sequence[str]) -> _Priors:
     n_own = people.own.lengths
-    vectors = encoded(people.own, delivered)  # (n, d); zeros where there is no history
+    popularity, own, declared = range(3)
     scorers = np.where(n_own > 0, own, popularity)
-    prior, strength = np.zeros_like(vectors), np.zeros(n, dtype=np.float32)
-    few = n_own < ENOUGH
-    open_ = few.copy()
+    vectors = np.zeros((len(people), delivered.space.dimension), dtype=np.float32)
+    strength = np.zeros(len(people), dtype=np.float32)
+    left = n_own < ENOUGH
     helpful, others = passport_sources(delivered)
     for source in helpful:
         rows = people.passports[source]
-        who = open_ & (rows >= 0)
-        prior[who] = delivered.brought[source].interests[rows[who]]
+        who = left & (rows >= 0)
+        vectors[who] = delivered.brought[source].interests[rows[who]]
         strength[who] = delivered.config.training.passport_min_items
         scorers[who] = names.index(source)
-        open_ &= ~who
-    who = open_ & people.declared.any(axis=1)
-    prior[who], strength[who] = people.declared[who], DECLARED_ITEMS
+        left &= ~who
+    who = left & people.declared.any(axis=1)
+    vectors[who], strength[who] = people.declared[who], DECLARED_ITEMS
     scorers[who & (n_own == 0)] = declared
     for source in others:  # at least what people take who come from there
         scorers[(scorers == popularity) & (people.passports[source] >= 0)] = names.index(source)
-    evidence = n_own.astype(np.float32)
-    total = strength + evidence
-    with_prior = strength > 0
-    if delivered.warm is not None:
-        scorers[(n_own > 0) & ~with_prior] = names.index(WARM)
-    weight = np.divide(strength, total, out=np.zeros_like(total), where=with_prior)[:, None]
-    vectors = weight * prior + (1.0 - weight) * vectors
-    vectors -= DISMISSED_WEIGHT * people.dismissed.mean_of(delivered.coordinates)
-    known = total + people.dismissed.lengths
-    sources = _said(scorers, delivered, names)
-    return Interests(vectors=vectors.astype(np.float32), scorers=scorers, sources=sources, items=known.astype(np.float32))
+    return _Priors(vectors=vectors, strength=strength, scorers=scorers)
+
+
+def _posterior(people: People, prior: _Priors, delivered: Delivered) -> np.ndarray:
+    """(n, d) prior and own items together; the formula at the head of this file, without what was dismissed."""
+    own, n_own = encoded(people.own, delivered), people.own.lengths  # zeros where there is no history
+    total = np.where(prior.strength > 0, prior.strength + n_own, 1.0)
+    weight = (prior.strength / total)[:, None].astype(np.float32)
+    vectors = weight * prior.vectors + (1.0 - weight) * own
+    if delivered.start is not None:
+        brought = (prior.strength > 0) & (n_own > 0) & (prior.scorers > 2)  # it was begun where passports were carried over
+        items, present = people.own.select(brought).padded(ENOUGH)
+        vectors[brought] = adapt(prior.vectors[brought], items, present, delivered.coordinates, delivered.start)
+    return np.asarray(vectors)
 
 
 def _said(scorers: np.ndarray, delivered: Delivered, names: Sequence[str]) -> np.ndarray:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from shared.config import RunConfig
 from shared.errors import StateError
@@ -20,6 +21,7 @@ from shared.interest_space import InterestSpace
 from ..data.links import PartnerLinks
 from ..data.pseudonyms import PSEUDONYM_BYTES, load_or_create_key, locate, sort_order
 from ..delivery import Domain, refit, served_model, serving_heads, serving_warm_head
+from ..model.adaptation import Start
 from ..model.domain_head import ServingHead
 from ..model.item_tokens import attach
 from ..model.methods import InterestModel
@@ -75,6 +77,7 @@ class Delivered:
         pseudonym_key: 32 bytes; turns the partner's own ids into pseudonyms.
         brought: by source, what linked users brought.
         warm: the blend for people with a history here; None where none was delivered.
+        start: where adaptation to a user begins, for the method that learns it (`maml`); None for the others.
         version: run, round and the first hex digits of the content of what recommends.
     """
 
@@ -89,6 +92,7 @@ class Delivered:
     pseudonym_key: bytes
     brought: dict[str, Brought]
     warm: WarmHead | None
+    start: Start | None
     version: str
 
     @property
@@ -127,6 +131,7 @@ def open_delivered(settings: ClientSettings) -> Delivered:
         pseudonym_key=key,
         brought=_brought(domain, model, key),
         warm=serving_warm_head(serving),
+        start=_start(serving, config, model),
         version=_version(serving),
     )
 
@@ -138,6 +143,15 @@ def _serving(settings: ClientSettings) -> ServingState:
             "nothing was delivered to this domain yet", do="Let a run come to its end: its last message brings what recommends."
         )
     return serving
+
+
+def _start(serving: ServingState, config: RunConfig, model: InterestModel) -> Start | None:
+    if config.model.method != "maml":
+        return None
+    with torch.no_grad():
+        scale = float(model.head(torch.ones(1, 1, 1)))
+    layer = {name.removeprefix("layer/"): array for name, array in serving.arrays.items() if name.startswith("layer/")}
+    return Start.of(layer, config, scale=scale)
 
 
 def stamp(settings: ClientSettings) -> tuple[object, ...]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from client.data.pseudonyms import pseudonym
+from client.model.adaptation import Start, adapt
 from client.model.domain_head import popularity_head
 from client.recommender.cold_start import DISMISSED_WEIGHT, ENOUGH, Interests, encoded, interests, scorer_names
 from client.recommender.people import People, nobody
@@ -115,6 +116,19 @@ def test_a_passport_that_does_not_help_leaves_the_word_to_what_was_declared(film
     assert (names[silent.scorers[0]], source(films, silent), silent.uncertainty[0]) == ("books", POPULARITY, 1.0)
     assert (names[speaking.scorers[0]], source(films, speaking)) == (DECLARED, DECLARED)
     np.testing.assert_allclose(speaking.vectors[0], said)
+
+
+def test_the_method_that_learned_where_to_begin_takes_its_steps_instead(films: Recommender) -> None:
+    start = Start(offset=np.full(8, 0.1, dtype=np.float32), gate=0.2, scale=4.0, rate=0.5, steps=1, prior_items=3.0)
+    maml = dataclasses.replace(films._now.delivered, start=start)
+    few, none = (known(films, "n00", own=items) for items in ([9, 17], []))
+
+    moved = interests(few, maml).vectors[0]
+
+    stepped = adapt(brought(films, "n00")[None], np.array([[9, 17]]), np.ones((1, 2), dtype=bool), maml.coordinates, start)
+    np.testing.assert_allclose(moved, stepped[0], rtol=1e-5)
+    assert not np.allclose(moved, read(films, few).vectors[0], atol=1e-3)
+    np.testing.assert_allclose(interests(none, maml).vectors[0], brought(films, "n00"), rtol=1e-6)
 
 
 def test_of_a_stranger_nothing_is_known(films: Recommender) -> None:
