@@ -104,7 +104,9 @@ class RecommenderService:
         sweep(self._settings)
 
     async def close(self) -> None:
+        """Ends what still waits, and lets go of files."""
         await self._gathering.close()
+        self.served.close()
         self._live.close()
 
     async def _one(self, name: str, answer: Callable[[Any], Awaitable[Any]], encoded: bytes, call: Any) -> bytes:

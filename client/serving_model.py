@@ -53,6 +53,12 @@ class Served:
             raise StateError("nothing was delivered to this domain yet", do="Let a run come to its end.")
         return self._current
 
+    def close(self) -> None:
+        """Lets go of files; nothing is recommended afterwards."""
+        if self._current is not None:
+            self._current.live.close()
+        self._current = None
+
     async def look(self, *, first: bool = False) -> None:
         """Opens what is new. What goes wrong is told, and tried again after a while.
 

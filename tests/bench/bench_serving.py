@@ -105,7 +105,7 @@ def latencies(calls: list[Callable[[str], None]], seconds: float) -> np.ndarray:
 
 
 def run(quick: bool) -> dict[str, float]:
-    """Latencies in milliseconds, throughput, and both against in-process calls; in a process whose numbers have one thread from the start."""
+    """Latencies in milliseconds, throughput, and both against in-process calls; one thread for numbers, from the start of a process on."""
     root = Path(__file__).resolve().parents[2]
     path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "no_proxy": "127.0.0.1"}
