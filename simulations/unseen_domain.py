@@ -292,7 +292,7 @@ def _head(met: Met, interest: Interest, k: int, row: str) -> ServingHead:
     linked[met.rows[met.in_fit]] = True
     counts = counts_by_group([others_of(met).items, met.prepared.everyone.select(linked).items], len(met.coordinates))
     data = FittingData(interests=interest(who), offsets=ends(later), items=flat(later).astype(np.int32), counts=counts)
-    return fit(data, met.coordinates, generator=keyed_generator(met.config.seed, "unseen", row, k), with_neighbours=False)
+    return fit(data, met.coordinates, generator=keyed_generator(met.config.seed, "unseen", row, k))
 
 
 def _scores(head: ServingHead, vectors: np.ndarray, coordinates: np.ndarray) -> ScoreRows:
