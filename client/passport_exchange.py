@@ -26,7 +26,7 @@ from .keys import PublicKeys
 from .passports import export_passports, import_passports, read_passports, write_passports
 from .preparation import PreparedDomain
 from .private_passports import draw_once
-from .private_terms import Received, received
+from .private_terms import received
 from .privunit import PrivUnit
 from .public_projection import PrivateTerms
 from .register import Register
@@ -247,32 +247,19 @@ def _heed_notices(settings: ClientSettings) -> None:
             register.drop_erased()
 
 
-def of_users(settings: ClientSettings, prepared: PreparedDomain, source: str, space_version: str) -> tuple[np.ndarray, np.ndarray]:
-    """Passports from one source, matched with users of this domain.
+def from_source(settings: ClientSettings, source: str, space: InterestSpace) -> tuple[list[str], np.ndarray]:
+    """The valid passports from one source, exact and private, as interests of a space.
+
+    Exact ones of another space are left out; private ones are read in any, as long as the language model is theirs.
 
     Returns:
-        (n,) rows of ``prepared.everyone`` and (n, d) float32 vectors.
+        n link ids and (n, d) float32 vectors.
     """
+    now = int(time.time())
     with Register(settings.at_home("register.sqlite")) as register:
-        now = int(time.time())
-        link_ids, vectors = register.imported(source, space_version=space_version, now=now)
+        link_ids, vectors = register.imported(source, space_version=space.version, now=now)
         with register.reading() as database:
             private = received(database, source, now=now)
-    if private:
-        link_ids, vectors = _with_private(link_ids, vectors, private, prepared.space(space_version))
-    linked = prepared.links.get(source)
-    if linked is None or len(linked.rows) == 0 or not link_ids:
-        return np.zeros(0, dtype=np.int64), np.zeros((0, prepared.coordinates(space_version).shape[1]), dtype=np.float32)
-    order = np.argsort(linked.link_ids)
-    sorted_ids = linked.link_ids[order]
-    wanted = np.array(link_ids)
-    place = np.minimum(np.searchsorted(sorted_ids, wanted), len(sorted_ids) - 1)
-    known = sorted_ids[place] == wanted
-    return linked.rows[order[place[known]]].astype(np.int64), vectors[known]
-
-
-def _with_private(link_ids: list[str], vectors: np.ndarray, private: list[Received], space: InterestSpace) -> tuple[list[str], np.ndarray]:
-    """Exact passports and private ones together, all as interests (n, d) of the space in use."""
     parts = [vectors.reshape(len(link_ids), space.dimension)]
     for terms, ids, drawn in private:
         if not terms.projection.fits(space):
@@ -282,6 +269,24 @@ def _with_private(link_ids: list[str], vectors: np.ndarray, private: list[Receiv
         guess = drawn * PrivUnit.of(terms.dimension, terms.epsilon).shrinkage
         parts.append(terms.projection.expand(guess, space))
     return link_ids, np.concatenate(parts)
+
+
+def of_users(settings: ClientSettings, prepared: PreparedDomain, source: str, space_version: str) -> tuple[np.ndarray, np.ndarray]:
+    """Passports from one source, matched with users of this domain.
+
+    Returns:
+        (n,) rows of ``prepared.everyone`` and (n, d) float32 vectors.
+    """
+    link_ids, vectors = from_source(settings, source, prepared.space(space_version))
+    linked = prepared.links.get(source)
+    if linked is None or len(linked.rows) == 0 or not link_ids:
+        return np.zeros(0, dtype=np.int64), np.zeros((0, vectors.shape[1]), dtype=np.float32)
+    order = np.argsort(linked.link_ids)
+    sorted_ids = linked.link_ids[order]
+    wanted = np.array(link_ids)
+    place = np.minimum(np.searchsorted(sorted_ids, wanted), len(sorted_ids) - 1)
+    known = sorted_ids[place] == wanted
+    return linked.rows[order[place[known]]].astype(np.int64), vectors[known]
 
 
 def for_training(settings: ClientSettings, prepared: PreparedDomain, space_version: str, dimension: int) -> Passports:
