@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from shared.errors import UsageError
 
+from .data.pseudonyms import load_or_create_key, pseudonym
 from .durable_files import write_file
 from .key_rotation import own_keys
 from .live_profiles import LiveProfiles
+from .partner_data import partner_data
 from .passport_exchange import take_in
 from .passports import contents
 from .serving_errors import NothingNew
@@ -66,6 +68,7 @@ def accept(
         if link_id not in link_ids:
             raise UsageError("the file holds no passport for 'link_id'", do="Compare the token with the one that the other side holds.")
         live.check_link(user, statement.source, link_id)
+        _refuse_anothers(settings, user, statement.source, link_id)
     half = settings.path(settings.passports.inbox) / f"{_HALF}{secrets.token_hex(8)}"  # hidden: nobody takes it for a delivery
     try:
         write_file(half, data)
@@ -76,6 +79,18 @@ def accept(
     if link_ids and not booked and not linked:
         raise NothingNew("nothing in the file is new: it was taken in before, is older than what is here, or was erased")
     return Accepted(source=statement.source, passports=booked, expires=statement.expires)
+
+
+def _refuse_anothers(settings: ClientSettings, user: str, source: str, link_id: str) -> None:
+    """The partner's file of links wins: what it says of one user, nobody else takes along."""
+    key = load_or_create_key(settings.at_home("keys") / "pseudonyms.key")
+    with partner_data(settings) as data:
+        links = data.links_if_there(key)
+    people = links.with_partner(source) if links is not None and source in links.partners else None
+    if people is not None and link_id in people.link_ids:
+        owner = people.pseudonyms[people.link_ids.index(link_id)]
+        if bytes(owner) != bytes(pseudonym(key, [user])[0]):
+            raise UsageError("'link_id' is another user's", do="A link belongs to one user, and the file of links says to whom.")
 
 
 def sweep(settings: ClientSettings) -> None:

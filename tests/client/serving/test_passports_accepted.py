@@ -170,6 +170,11 @@ def test_a_link_that_is_somebody_elses_or_in_no_file_is_refused_before_anything_
     assert (status, "another user's" in text) == ("INVALID_ARGUMENT", True)
     assert films.ask("Recommend", user="an-impostor")[0] == "NOT_FOUND"
 
+    linked = sealed(books, target, shops.space_version, links=(link_id("p004"),), issued=int(time.time()) + 10)
+    status, text = films.hand_over(linked, user="an-impostor", link_id=link_id("p004"))  # the partner's file says whose it is
+    assert (status, "another user's" in text) == ("INVALID_ARGUMENT", True)
+    assert films.hand_over(linked, user="p004", link_id=link_id("p004"))[0] == "OK"
+
 
 def test_a_file_larger_than_any_is_given_up_on_the_way(films: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("client.serving.MOST_FILE_BYTES", 100_000)
