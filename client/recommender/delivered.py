@@ -7,7 +7,7 @@ never seen: so what is recommended can be measured.
 from __future__ import annotations
 
 import hashlib
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +20,16 @@ from shared.interest_space import InterestSpace
 
 from ..data.links import PartnerLinks
 from ..data.pseudonyms import PSEUDONYM_BYTES, load_or_create_key, locate, sort_order
-from ..delivery import Domain, refit, served_model, serving_heads, serving_warm_head
+from ..delivery import OWN, Domain, refit, served_model, serving_heads, serving_warm_head
 from ..model.adaptation import Start
 from ..model.domain_head import ServingHead
 from ..model.item_tokens import attach
 from ..model.methods import InterestModel
 from ..model.warm_head import WarmHead
 from ..partner_data import partner_data
+from ..passport_exchange import from_source
 from ..preparation import PreparedDomain, prepare
-from ..register import Register, marks_of
+from ..register import marks_of
 from ..serving_state import ServingFolder, ServingState
 from ..settings import ClientSettings
 from ..suppression import Marks
@@ -116,6 +117,7 @@ def open_delivered(settings: ClientSettings) -> Delivered:
         config, model = served_model(settings, serving)
     attach(model.encoder, prepared.item_tokens(serving.space_version))
     domain = Domain(settings=settings, config=config, prepared=prepared, space_version=serving.space_version)
+    heads = serving_heads(serving)
     positions = np.full(len(prepared.roles), -1, dtype=np.int64)
     positions[prepared.training_rows] = np.arange(len(prepared.training_rows))
     key = load_or_create_key(settings.at_home("keys") / "pseudonyms.key")
@@ -126,10 +128,10 @@ def open_delivered(settings: ClientSettings) -> Delivered:
         space=prepared.space(serving.space_version),
         coordinates=np.asarray(domain.coordinates),
         model=model,
-        heads=serving_heads(serving),
+        heads=heads,
         positions=positions,
         pseudonym_key=key,
-        brought=_brought(domain, model, key),
+        brought=_brought(domain, model, key, sorted(name for name in heads if name != OWN)),
         warm=serving_warm_head(serving),
         start=_start(serving, config, model),
         version=_version(serving),
@@ -178,7 +180,7 @@ def _version(serving: ServingState) -> str:
     return f"{serving.meta['run_id']}/{serving.meta['round']}/{digest.hexdigest()[:12]}"
 
 
-def _brought(domain: Domain, model: InterestModel, key: bytes) -> dict[str, Brought]:
+def _brought(domain: Domain, model: InterestModel, key: bytes, sources: Sequence[str]) -> dict[str, Brought]:
     """The valid passports of linked users, those without any interaction here among them: they need them most.
 
     Forgotten users and links stay out, whatever the partner's files still hold.
@@ -186,21 +188,22 @@ def _brought(domain: Domain, model: InterestModel, key: bytes) -> dict[str, Brou
     settings = domain.settings
     if not settings.at_home("register.sqlite").is_file():
         return {}
-    with Register(settings.at_home("register.sqlite")) as register:
-        sources = [name for name in register.sources() if name != settings.domain]
-        came = {name: register.imported(name, space_version=domain.space_version, now=int(time.time())) for name in sources}
-    came = {name: found for name, found in came.items() if found[0]}
+    space = domain.prepared.space(domain.space_version)
+    came = {source: from_source(settings, source, space) for source in sources}
+    came = {source: found for source, found in came.items() if found[0]}
     if not came:
         return {}
     with partner_data(settings) as data:
         links = data.links_if_there(key)
     marks = marks_of(settings)
     made = {}
-    for source, (link_ids, vectors) in sorted(came.items()):
+    for source, (arrived, unsorted) in sorted(came.items()):
+        distinct, places = np.unique(np.array(arrived), return_index=True)  # of a link with two passports the first: the exact one
+        link_ids, vectors = distinct.tolist(), unsorted[places]
         people = links.with_partner(source) if links is not None else None
         users, rows = _linked(people, link_ids, marks)
         interests = domain.transfer(model, vectors)
-        made[source] = Brought(link_ids=np.array(link_ids), interests=interests, users=users, rows=rows, marks=marks)
+        made[source] = Brought(link_ids=distinct, interests=interests, users=users, rows=rows, marks=marks)
     return made
 
 

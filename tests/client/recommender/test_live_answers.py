@@ -8,19 +8,20 @@ import time
 import polars as pl
 import pytest
 
-from client import delivery, queries, rounds
+from client import delivery, passport_exchange, queries, rounds
 from client.forgetting import forget
 from client.live_profiles import DISMISSED, INTERACTION, LIKED
 from client.passport_exchange import export, take_in
 from client.preparation import prepare
 from client.queries import CurrentRun
-from client.recommender import delivered, recommender
+from client.recommender import recommender
 from client.recommender.recommender import Recommender, Request, UnknownUser
 from client.recommender.requests import OWN, POPULARITY, Answer, passport_from
 from client.serving_state import ServingFolder
 from shared import wire
 from shared.errors import StateError
 from tests.client.partner_world import CONFIG, World, link_id
+from tests.client.private_world import choose
 from tests.client.recommender.shops import identity, subject_of
 
 PASSPORT = passport_from("books")
@@ -129,12 +130,25 @@ def test_a_passport_that_arrives_makes_a_strangers_list_personal(shops: World) -
     assert not films.reload()
 
 
+def test_a_private_passport_is_read_like_an_exact_one(shops: World) -> None:
+    settings = shops["films"]
+    settings.at_home("register.sqlite").unlink()
+    choose(shops, "books", mode="private", epsilon_u=8.0, private_dimensions=16)
+    made = export(shops["books"], CONFIG, prepare(shops["books"], CONFIG), "films", shops.space_version)
+    take_in(settings, shops.space_version, made.path, dimension=CONFIG.model.dimension)
+
+    one, other = (ask(Recommender.open(settings), user, k=20) for user in ("n00", "n01"))
+
+    assert one.source == other.source == PASSPORT
+    assert items(one) != items(other)
+
+
 def test_an_expired_passport_is_not_read(shops: World, monkeypatch: pytest.MonkeyPatch) -> None:
     films = Recommender.open(shops["films"])
     assert ask(films, "n01").source == PASSPORT
 
     later = time.time() + 181 * 86_400
-    monkeypatch.setattr(delivered.time, "time", lambda: later)
+    monkeypatch.setattr(passport_exchange.time, "time", lambda: later)
     assert not films.reload()  # nothing changed, and they were read a moment ago
     monkeypatch.setattr(recommender, "PASSPORTS_FOR_S", 0.0)
 
