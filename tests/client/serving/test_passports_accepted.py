@@ -208,3 +208,18 @@ def test_a_link_that_the_partners_file_knows_is_found_without_naming_anybody(sho
 
     answer = films.ask("Recommend", user=person, k=4)[1]
     assert [subject_of(one.item) for one in answer.items if one.item != "f00"] == [SUBJECTS[likes("p005")]] * 3
+
+
+def test_private_passports_are_taken_by_the_same_call(shops: World, films: Counter) -> None:
+    toml = Path(shops.toml("books"))
+    toml.write_text(toml.read_text().replace('mode = "exact"', 'mode = "private"'))
+    books = shops["books"]
+    assert books.passports.mode == "private"
+    time.sleep(1.1)  # newer than the exact ones that came before
+    made = export(books, CONFIG, prepare(books, CONFIG), "films", shops.space_version)
+
+    status, reply = films.hand_over(made.path.read_bytes())
+
+    assert (status, reply.passports) == ("OK", made.passports)
+    assert films.ask("Recommend", user=NEWCOMERS[0], k=2)[1].source == "passport from books"
+    assert films.hand_over(made.path.read_bytes())[0] == "ALREADY_EXISTS"
