@@ -24,7 +24,7 @@ def show(comparison: Comparison, screen: Console) -> None:
                 screen.print(difference_table(result))
     else:
         groups = [("mean over directions", list(comparison.overall))] if len(by_direction(comparison)) > 1 else []
-        for title, results in [*groups, *by_direction(comparison)]:
+        for title, results in [*groups, *by_direction(comparison), *by_direction(comparison, warm=True)]:
             epsilons = sorted({r.epsilon for r in results}, reverse=True)
             head = [f"HR@10, {title}", *(f"epsilon {epsilon_name(epsilon)}" for epsilon in epsilons)]
             screen.print()

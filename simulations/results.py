@@ -11,33 +11,33 @@ from .comparison import Comparison
 from .comparison_markdown import comparison_markdown
 from .curves import pictures
 from .json_files import replace_file
+from .variants import ENCODER, METHOD, SHARING
 
 COMMAND = "isthmus-simulate results --write simulations/RESULTS.md"
 PICTURES = "results"
-_METHODS = ("residual", "adversarial", "maml", "knowledge-mf")
 
 
 def shipped(folder: Path, *, jobs: int) -> list[Plan]:
-    """The comparison of `demo` that comes with isthmus: the default at every epsilon, the other methods, encoders and sharings at three."""
-    few = (math.inf, 8.0, 2.0)
-    plans: dict[str, tuple[int, tuple[float, ...], dict[str, Sequence[str]], tuple[str, ...] | None]] = {
-        "the default": (5, (math.inf, 8.0, 4.0, 2.0, 1.0), {}, None),
-        "methods": (3, few, {"model.method": _METHODS}, ("residual",)),
-        "encoders": (3, few, {"model.encoder": ("attention", "transformer")}, ()),
-        "sharing": (3, few, {"model.sharing": ("shared", "shared-private", "private-writer", "private-bias")}, ()),
-    }
+    """The comparison of `demo` that comes with isthmus: the default at every epsilon, other methods, encoders and sharings at two."""
+    every, two = (math.inf, 8.0, 4.0, 2.0, 1.0), (8.0, 2.0)
+    plans: list[tuple[tuple[float, ...], dict[str, Sequence[str]], tuple[str, ...] | None]] = [
+        (every, {}, None),
+        (two, {METHOD: ("residual", "adversarial", "maml", "knowledge-mf")}, ()),
+        (two, {ENCODER: ("attention", "transformer")}, ()),
+        (two, {SHARING: ("shared", "shared-private", "private-writer", "private-bias")}, ()),
+    ]
     return [
         Plan(
             scenario="demo",
             folder=folder,
             epsilons=epsilons,
-            seeds=tuple(range(seeds)),
+            seeds=(0, 1, 2),
             axes=axes,
             target_only=target_only,
             jobs=jobs,
             command=COMMAND,
         )
-        for seeds, epsilons, axes, target_only in plans.values()
+        for epsilons, axes, target_only in plans
     ]
 
 

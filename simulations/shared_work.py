@@ -26,6 +26,7 @@ import numpy as np
 
 from client.durable_files import write_file
 from client.evaluation import HeldOut
+from client.partner_data import without_places
 from client.settings import ClientSettings
 from shared.config import RunConfig
 from shared.errors import RunFolderError
@@ -107,8 +108,7 @@ class SharedWork:
         key = settings.at_home("keys") / _KEYS[0]
         what = [
             [_sha256(path) if (path := _table(settings, name)) is not None else None for name in _TABLES],
-            settings.data.time,
-            settings.data.unknown_items,
+            without_places(settings),
             dataclasses.asdict(settings.benchmark),
             settings.text_model,
             config.training.max_items_per_user,
