@@ -18,8 +18,9 @@ def recency_weights(mask: Tensor, log_decay: float) -> Tensor:
     Returns:
         (batch, L): they add up to 1, or to 0 where there is no item.
 
-    >>> recency_weights(torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]), -0.6931472).round(decimals=4).tolist()
-    [[0.0, 0.3333, 0.6667], [0.0, 0.0, 0.0]]
+    >>> thirds = 3 * recency_weights(torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]), log_decay=-0.6931472)  # half as much for each step
+    >>> thirds.round().int().tolist()
+    [[0, 1, 2], [0, 0, 0]]
     """
     age = torch.arange(mask.shape[1] - 1, -1, -1, dtype=mask.dtype, device=mask.device)  # (L,)
     score = (age * log_decay).expand_as(mask).masked_fill(mask == 0, NEVER)  # (batch, L)
