@@ -38,6 +38,9 @@ def comparison_markdown(comparison: Comparison, pictures: Sequence[tuple[str, st
         parts += [f"## {title}, cold people", utility_table(comparison, results)]
     for title, results in by_direction(comparison, warm=True):
         parts += [f"## {title}", utility_table(comparison, results)]
+    shown, rows = gain_rows(comparison)
+    if rows:
+        parts += ["## Gains by direction", _table(["variant", "epsilon", "direction", *shown], rows), f"*{GAINS}*"]
     alone = federation_table(comparison)
     if alone:
         parts += ["## Federated minus target-only", alone, f"*{MARGIN}*"]
@@ -153,11 +156,41 @@ def utility_rows(comparison: Comparison, results: Sequence[Pooled]) -> list[tupl
     return [*rows, ("rows / seeds", users)]
 
 
+GAINS = (
+    "HR@10 of cold people, paired, with 95 % intervals; a star where the interval lies above 0. A gain is personal only above the shuffled "
+    "row; the gate holds where what is served is not below popularity."
+)
+_GAINS = (
+    ("federated", "popularity"),
+    ("federated", "federated-shuffled"),
+    ("federated", "head-only"),
+    ("recommender", "popularity"),
+    ("recommender", "neighbours"),
+)
+
+
+def gain_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: what a variant brings at an epsilon in each direction, above popularity, shuffled users and the head alone."""
+    results = [*comparison.overall, *(r for r in comparison.results if r.source)]
+    pairs = [pair for pair in _GAINS if any(r.difference(*pair) is not None for r in results)]
+    rows = []
+    for result in results:
+        cells = []
+        for pair in pairs:
+            found = result.difference(*pair)
+            cells.append("" if found is None else signed_bounds(found.interval) + (" ★" if found.beats else ""))
+        rows.append([comparison.words(result.variant) or "federated", epsilon_name(result.epsilon), result.title, *cells])
+    return [f"{a} minus {b}" for a, b in pairs], rows
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(cells)} |" for cells in rows)])
+
+
 def federation_table(comparison: Comparison) -> str:
     """Whether training together pays: federated minus target-only, in each direction and in the mean over directions."""
-    lines = ["| variant | epsilon | direction | mean | 95 % interval | verdict |", "|---|---|---|---:|---:|---|"]
     rows = federation_rows(comparison)
-    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in rows)]) if rows else ""
+    return _table(["variant", "epsilon", "direction", "mean", "95 % interval", "verdict"], rows) if rows else ""
 
 
 def federation_rows(comparison: Comparison) -> list[list[str]]:
@@ -173,8 +206,8 @@ def federation_rows(comparison: Comparison) -> list[list[str]]:
 
 def contrast_table(comparison: Comparison) -> str:
     """The chosen variant against every other one on cold people, HR@10; all pairs are in compare.json."""
-    lines = ["| epsilon | direction | difference | mean | 95 % interval | verdict | rows / seeds |", "|---|---|---|---:|---:|---|---:|"]
-    return "\n".join([*lines, *(f"| {' | '.join(contrast_cells(comparison, c))} |" for c in shown_contrasts(comparison))])
+    head = ["epsilon", "direction", "difference", "mean", "95 % interval", "verdict", "rows / seeds"]
+    return _table(head, [contrast_cells(comparison, contrast) for contrast in shown_contrasts(comparison)])
 
 
 def shown_contrasts(comparison: Comparison) -> list[Contrast]:

@@ -10,6 +10,7 @@ from . import tables
 from .choices import RULE, sure
 from .comparison import Comparison, Pooled
 from .comparison_markdown import (
+    GAINS,
     MARGIN,
     by_direction,
     choice_words,
@@ -17,6 +18,7 @@ from .comparison_markdown import (
     contrast_cells,
     federation_rows,
     findings,
+    gain_rows,
     general_caption,
     shown_contrasts,
     utility_rows,
@@ -55,6 +57,7 @@ def _context(comparison: Comparison, drawn: Sequence[Picture]) -> dict[str, Any]
     several = len(comparison.variants) > 1
     groups = [("Mean over directions", list(comparison.overall))] if len(by_direction(comparison)) > 1 else []
     sections = [*groups, *by_direction(comparison), *by_direction(comparison, warm=True)]
+    shown, gains = gain_rows(comparison)
     return {
         "name": comparison.scenario,
         "stamps": tables.comparison_stamps(comparison),
@@ -70,6 +73,9 @@ def _context(comparison: Comparison, drawn: Sequence[Picture]) -> dict[str, Any]
         "choices": [_choice(comparison, at) for at in range(len(comparison.choices))] if several else [],
         "pictures": [{"title": picture.title, "plot": picture.svg()} for picture in drawn],
         "utility": [_utility(comparison, title, results) for title, results in sections if results],
+        "gains": gains,
+        "gain_head": ["variant", "epsilon", "direction", *shown],
+        "gain_note": GAINS,
         "federation": federation_rows(comparison),
         "contrasts": [contrast_cells(comparison, contrast) for contrast in shown_contrasts(comparison)] if several else [],
         "details": [_details(comparison, result) for result in comparison.results],

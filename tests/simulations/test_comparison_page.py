@@ -95,6 +95,15 @@ def test_federated_minus_target_only_stands_for_every_direction_and_their_mean_w
     assert len(re.findall(r"^\| (?:residual|maml) \|", section, re.MULTILINE)) == 12  # 2 variants, 2 epsilons, 2 directions and their mean
 
 
+def test_a_star_stands_where_a_gain_is_more_than_chance_in_each_direction(compared):
+    text = (compared[1] / "compare.md").read_text()
+    section = text.split("## Gains by direction")[1].split("##")[0]
+    assert "federated minus popularity | federated minus federated-shuffled" in section
+    rows = [line for line in section.splitlines() if line.startswith("| maml | 2 |")]
+    assert len(rows) == 3  # the mean over directions, and two directions
+    assert all(len(re.findall(r"\+0\.\d+ \[\+0\.\d+ to \+0\.\d+\] ★", row)) == 3 for row in rows)
+
+
 def test_the_choice_is_made_by_validation_people_even_against_cold_ones(tmp_path):
     runner = Planted(validation={"residual": MISLED})
     found = compare_runs(plan_of(tmp_path, epsilons=(2.0,)), run_scenario=runner, watch=Silence())
