@@ -6,6 +6,7 @@ blend for warm users, which reads what items say about one another.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,13 +195,15 @@ class Domain:
         return counts_by_group([self.prepared.training.items, self.prepared.training.select(linked).items], len(self.coordinates))
 
     def fit_head(self, source: str, interests: tuple[np.ndarray, np.ndarray]) -> ServingHead:
-        """Fits the head for passports of one source on the training users who brought one.
+        """Fits the head for passports of one source on the training users who brought one, and their neighbours beside it.
 
         Args:
             interests: positions in ``prepared.training``, and interests (n, d) for this domain.
         """
         users, vectors = interests
         data = self._fitting_data(users, vectors, self.counts(source))
+        people, brought = self.training_passports(source)
+        data = dataclasses.replace(data, passports=brought[np.argsort(people)])
         return fit(data, np.asarray(self.coordinates), generator=self._generator(source))
 
     def fit_own_head(self, model: InterestModel, most: int = 4000) -> ServingHead:
@@ -223,7 +226,8 @@ class Domain:
         """Fits the blend for people with a history here."""
         folder, read = self.prepared.folder.resolve(), self.config.training.max_history_items
         np.asarray(self.coordinates)  # so that they lie in the folder
-        return _warm_head(folder, self.space_version, self.settings.domain, self.config.seed, read)
+        times = self.settings.data.time == "unix_s"
+        return _warm_head(folder, self.space_version, self.settings.domain, self.config.seed, read, times)
 
     @torch.no_grad()
     def own_interests(self, model: InterestModel, users: np.ndarray, *, leave_out_last: bool = False) -> np.ndarray:
@@ -256,7 +260,7 @@ class Domain:
 
 
 @functools.lru_cache(maxsize=4)
-def _warm_head(folder: Path, space_version: str, domain: str, seed: int, max_history: int) -> WarmHead:
+def _warm_head(folder: Path, space_version: str, domain: str, seed: int, max_history: int, real_times: bool) -> WarmHead:
     """The model has no part in it, so that runs which share prepared data in one process, as a run and its controls do, fit it once.
 
     Args:
@@ -268,4 +272,4 @@ def _warm_head(folder: Path, space_version: str, domain: str, seed: int, max_his
     for start in range(0, len(training.items), _ITEMS_AT_A_TIME):  # the histories of ten million users do not fit into memory
         counts += np.bincount(training.items[start : start + _ITEMS_AT_A_TIME], minlength=len(coordinates))
     generator = keyed_generator(seed, domain, "head", "warm")
-    return warm_fit.fit(training, coordinates, counts, generator=generator, max_history=max_history)
+    return warm_fit.fit(training, coordinates, counts, generator=generator, max_history=max_history, real_times=real_times)

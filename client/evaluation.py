@@ -109,19 +109,23 @@ class EvaluatedDomain:
         )
 
     def federated(self, people: HeldOut, source: str) -> ScoreRows:
-        """The transfer layer and its serving head."""
-        return self._scores(self.domain.transfer(self.model, people.interests), self.heads[source])
+        """The transfer layer and its serving head, without neighbours: what the federation brings."""
+        return self._scores(self.domain.transfer(self.model, people.interests), self.heads[source].muted)
+
+    def served(self, people: HeldOut, source: str) -> ScoreRows:
+        """What the partner's recommender offers them: the transfer layer, its head, and their neighbours where these help."""
+        return self._scores(self.domain.transfer(self.model, people.interests), self.heads[source], people.interests)
 
     def shuffled(self, people: HeldOut, source: str) -> ScoreRows:
         """The same model fed with somebody else's passport: what is left is not personal."""
         generator = keyed_generator(self.domain.config.seed, self.domain.settings.domain, source, "shuffled")
         order = generator.permutation(people.users)
-        return self._scores(self.domain.transfer(self.model, people.interests[order]), self.heads[source])
+        return self._scores(self.domain.transfer(self.model, people.interests[order]), self.heads[source].muted)
 
-    def head_only(self, people: HeldOut, source: str) -> ScoreRows:
-        """No transfer layer: the identity, with a serving head fitted in the same way."""
+    def without_federation(self, people: HeldOut, source: str) -> tuple[ScoreRows, ScoreRows]:
+        """No transfer layer: the identity, with a serving head fitted in the same way; without and with neighbours."""
         head = self.domain.fit_head(source, self.domain.transferred(None, source))
-        return self._scores(people.interests, head)
+        return self._scores(people.interests, head.muted), self._scores(people.interests, head, people.interests)
 
     def warm_people(self) -> HeldOut:
         """Training users of whom something was kept back, their latest item or all that came after a cut; a sample where there are many."""
@@ -170,9 +174,9 @@ class EvaluatedDomain:
 
         return scores
 
-    def _scores(self, vectors: np.ndarray, head: ServingHead) -> ScoreRows:
-        coordinates = np.asarray(self.domain.coordinates)
-        return lambda start, stop: head.scores(vectors[start:stop], coordinates)
+    def _scores(self, vectors: np.ndarray, head: ServingHead, passports: np.ndarray | None = None) -> ScoreRows:
+        coordinates, compared = np.asarray(self.domain.coordinates), vectors if passports is None else passports
+        return lambda start, stop: head.scores(vectors[start:stop], coordinates, compared[start:stop])
 
     def _users(self, rows: np.ndarray) -> np.ndarray:
         """Keys by the partner's own user ids: a home made anew has another pseudonym key, and its users are the same."""

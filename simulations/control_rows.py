@@ -68,7 +68,7 @@ def _scores(
         "popularity": baselines.popularity(train),
         "linked-popularity": baselines.popularity(train[np.sort(linked_users)]),
         "text": baselines.text(people.interests, coordinates),
-        "head-only": target.head_only(people, name),
+        **dict(zip(("head-only", "neighbours"), target.without_federation(people, name), strict=True)),
     }
     if role == VALIDATION:
         return scores

@@ -34,6 +34,7 @@ def direction(
         return None
     controls = control_rows(source, target, people, role, work)
     scores: dict[str, ScoreRows] = {"federated": target.federated(people, name), "federated-shuffled": target.shuffled(people, name)}
+    scores["recommender"] = target.served(people, name)
     if alone is not None:
         scores["target-only"] = alone.federated(alone.people(name, role), name)
     return _together(controls, ranked(people, scores, controls.popularity, target.n_items))

@@ -29,13 +29,15 @@ METHODS = (
     "text",
     "text-popularity",
     "head-only",
+    "neighbours",
     "target-only",
     "federated",
     "federated-shuffled",
+    "recommender",
     "pooled-ridge",
 )
 """Rows of a direction's table, in the order of the table."""
-WARM_METHODS = ("item-knn", "ease", "ease-text", "recommender")
+WARM_METHODS = ("item-knn", "ease", "ease-text")
 """Rows that only the table of warm people has, behind the others."""
 
 

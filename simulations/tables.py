@@ -21,7 +21,7 @@ METRIC_NAMES = {
     "coverage@10": "coverage",
     "novelty@10": "novelty",
 }
-_EXACT = ("popularity", "linked-popularity", "text-popularity", "head-only", "item-knn", "ease", "ease-text", "recommender")
+_EXACT = ("popularity", "linked-popularity", "text-popularity", "head-only", "neighbours", "item-knn", "ease", "ease-text", "recommender")
 _TRAINED = ("target-only", "federated", "federated-shuffled")
 AGREEMENT = 0.02
 AGREEMENT_SHARE = 0.01

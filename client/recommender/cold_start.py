@@ -14,6 +14,7 @@ trained here, so a new observation costs one pass of the encoder over one histor
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,19 +47,21 @@ class Interests:
 
     Attributes:
         vectors: (n, d) float32 for this domain.
+        passports: (n, d) float32 by which they are compared with their like: what they brought, together with their own items.
         scorers: (n,) positions in `scorer_names`.
         sources: (n,) positions in `source_names`.
         items: (n,) float32, how many items the knowledge stands for.
     """
 
     vectors: np.ndarray
+    passports: np.ndarray
     scorers: np.ndarray
     sources: np.ndarray
     items: np.ndarray
 
     def select(self, rows: np.ndarray) -> Interests:
         """Those of some of the users, by position."""
-        return Interests(vectors=self.vectors[rows], scorers=self.scorers[rows], sources=self.sources[rows], items=self.items[rows])
+        return Interests(**{one.name: getattr(self, one.name)[rows] for one in dataclasses.fields(self)})
 
     @property
     def uncertainty(self) -> np.ndarray:
@@ -96,14 +99,20 @@ def interests(people: People, delivered: Delivered) -> Interests:
     """Goes down the chain for all users at once."""
     names, n_own = scorer_names(delivered), people.own.lengths
     prior = _priors(people, delivered, names)
-    vectors = _posterior(people, prior, delivered)
-    vectors -= DISMISSED_WEIGHT * people.dismissed.mean_of(delivered.coordinates)
+    vectors, passports = _posterior(people, prior, delivered)
+    pushed = DISMISSED_WEIGHT * people.dismissed.mean_of(delivered.coordinates)
     scorers = prior.scorers.copy()
     if delivered.warm is not None:
         scorers[(n_own > 0) & (prior.strength == 0)] = names.index(WARM)
     known = prior.strength + n_own + people.dismissed.lengths
     sources = _said(scorers, delivered, names)
-    return Interests(vectors=vectors.astype(np.float32), scorers=scorers, sources=sources, items=known.astype(np.float32))
+    return Interests(
+        vectors=(vectors - pushed).astype(np.float32),
+        passports=(passports - pushed).astype(np.float32),
+        scorers=scorers,
+        sources=sources,
+        items=known.astype(np.float32),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -112,11 +121,13 @@ class _Priors:
 
     Attributes:
         vectors: (n, d) z_0.
+        brought: (n, d) the same before it was carried over.
         strength: (n,) m, the items it stands for; 0 = there is none.
         scorers: (n,) positions in `scorer_names`.
     """
 
     vectors: np.ndarray
+    brought: np.ndarray
     strength: np.ndarray
     scorers: np.ndarray
 
@@ -126,6 +137,7 @@ def _priors(people: People, delivered: Delivered, names: Sequence[str]) -> _Prio
     popularity, own, declared = range(3)
     scorers = np.where(n_own > 0, own, popularity)
     vectors = np.zeros((len(people), delivered.space.dimension), dtype=np.float32)
+    brought = np.zeros_like(vectors)
     strength = np.zeros(len(people), dtype=np.float32)
     left = n_own < ENOUGH
     helpful, others = passport_sources(delivered)
@@ -133,28 +145,29 @@ def _priors(people: People, delivered: Delivered, names: Sequence[str]) -> _Prio
         rows = people.passports[source]
         who = left & (rows >= 0)
         vectors[who] = delivered.brought[source].interests[rows[who]]
+        brought[who] = delivered.brought[source].vectors[rows[who]]
         strength[who] = delivered.config.training.passport_min_items
         scorers[who] = names.index(source)
         left &= ~who
     who = left & people.declared.any(axis=1)
-    vectors[who], strength[who] = people.declared[who], DECLARED_ITEMS
+    vectors[who], brought[who], strength[who] = people.declared[who], people.declared[who], DECLARED_ITEMS
     scorers[who & (n_own == 0)] = declared
     for source in others:  # at least what people take who come from there
         scorers[(scorers == popularity) & (people.passports[source] >= 0)] = names.index(source)
-    return _Priors(vectors=vectors, strength=strength, scorers=scorers)
+    return _Priors(vectors=vectors, brought=brought, strength=strength, scorers=scorers)
 
 
-def _posterior(people: People, prior: _Priors, delivered: Delivered) -> np.ndarray:
-    """(n, d) prior and own items together; the formula at the head of this file, without what was dismissed."""
+def _posterior(people: People, prior: _Priors, delivered: Delivered) -> tuple[np.ndarray, np.ndarray]:
+    """(n, d) prior and own items together, and (n, d) the same of what was brought; the formula at the head of this file."""
     own, n_own = encoded(people.own, delivered), people.own.lengths  # zeros where there is no history
     total = np.where(prior.strength > 0, prior.strength + n_own, 1.0)
     weight = (prior.strength / total)[:, None].astype(np.float32)
-    vectors = weight * prior.vectors + (1.0 - weight) * own
+    vectors, passports = (weight * one + (1.0 - weight) * own for one in (prior.vectors, prior.brought))
     if delivered.start is not None:
         brought = (prior.strength > 0) & (n_own > 0) & (prior.scorers > 2)  # it was begun where passports were carried over
         items, present = people.own.select(brought).padded(ENOUGH)
         vectors[brought] = adapt(prior.vectors[brought], items, present, delivered.coordinates, delivered.start)
-    return np.asarray(vectors)
+    return vectors, passports
 
 
 def _said(scorers: np.ndarray, delivered: Delivered, names: Sequence[str]) -> np.ndarray:

@@ -42,6 +42,7 @@ class Brought:
     Attributes:
         link_ids: (m,) tokens, sorted.
         interests: (m, d) float32 in the same order, already carried over by the transfer layer.
+        vectors: (m, d) float32 as they came, by which people are compared with their like.
         users: (n, 16) uint8 pseudonyms of linked users, sorted and distinct; with or without a history here.
         rows: (n,) their passports.
         marks: who was forgotten.
@@ -49,6 +50,7 @@ class Brought:
 
     link_ids: np.ndarray
     interests: np.ndarray
+    vectors: np.ndarray
     users: np.ndarray
     rows: np.ndarray
     marks: Marks
@@ -203,7 +205,7 @@ def _brought(domain: Domain, model: InterestModel, key: bytes, sources: Sequence
         people = links.with_partner(source) if links is not None else None
         users, rows = _linked(people, link_ids, marks)
         interests = domain.transfer(model, vectors)
-        made[source] = Brought(link_ids=distinct, interests=interests, users=users, rows=rows, marks=marks)
+        made[source] = Brought(link_ids=distinct, interests=interests, vectors=vectors, users=users, rows=rows, marks=marks)
     return made
 
 

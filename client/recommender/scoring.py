@@ -87,7 +87,7 @@ class Search:
         queries = np.zeros((len(interests.vectors), self.vectors.shape[1]), dtype=np.float32)
         for place, (scorer, head) in enumerate(self.heads.items()):
             who = interests.scorers == scorer
-            found = head.queries(interests.vectors[who])  # (who, d + 1 + factors)
+            found = head.queries(interests.vectors[who], interests.passports[who])  # (who, d + 1 + factors)
             queries[who, :d], queries[who, d + place] = found[:, :d], found[:, d]
             if len(self.heads) == 1:
                 queries[who, d + 1 :] = found[:, d + 1 :]

@@ -1,8 +1,8 @@
 """What private passports cost in utility: HR@10 of people a domain never saw, with a draw for life in place of the interest itself.
 
-No training here: each direction is the identity and a serving head fitted on the passports of training users, which are of the same kind as
-those that it is asked about. ``python tests/bench/bench_private_passports.py arts_office`` prints the table for a scenario; `trained` in it
-runs the whole federation for one setting.
+Before any training: each direction is the identity and a serving head fitted on the passports of training users, which are of the same kind
+as those that it is asked about. ``PYTHONPATH=. python tests/bench/bench_private_passports.py arts_office`` prints the table of a scenario;
+with ``--trained 8`` the whole federation runs on private passports of that epsilon_u instead, and on exact ones with ``--trained 0``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,13 +24,15 @@ from client.passport_exchange import interests
 from client.preparation import PreparedDomain, prepare
 from client.privunit import PrivUnit
 from client.public_projection import Projection
-from client.settings import ClientSettings
+from client.settings import ClientSettings, PassportSettings
 from client.training.noise import SeededNoise
 from shared.config import RunConfig
 from shared.interest_space import InterestSpace, Moments
 from shared.ranking import ScoreRows
+from simulations import partners
 from simulations.partners import data_folders, settle
 from simulations.run_folder import RunFolder
+from simulations.scenario import run_scenario
 from simulations.scenario_config import load
 from simulations.synthetic_domains import write as write_synthetic
 
@@ -69,7 +72,7 @@ class Direction:
         """HR@10 of cold people by the identity and a serving head."""
         there = self.evaluated(change)
         people = there.people(self.source, COLD)
-        return _hit_rate(people, there.head_only(people, self.source), there.n_items)
+        return _hit_rate(people, there.without_federation(people, self.source)[0], there.n_items)
 
     def text(self, change: Change) -> float:
         """The same by the cosine with an item's text alone: what the vector itself is worth."""
@@ -141,16 +144,16 @@ def _direction(
     here, there = prepared[target.domain], prepared[source.domain]
     mine, theirs = here.links[source.domain], there.links[target.domain]
     _, at_mine, at_theirs = np.intersect1d(mine.link_ids, theirs.link_ids, assume_unique=True, return_indices=True)
-    rows, partners = mine.rows[at_mine], theirs.rows[at_theirs]
-    enough = np.diff(there.everyone.offsets)[partners] >= config.training.passport_min_items  # the same people in all rows of the table
-    rows, partners = rows[enough], partners[enough]
+    rows, there_rows = mine.rows[at_mine], theirs.rows[at_theirs]
+    enough = np.diff(there.everyone.offsets)[there_rows] >= config.training.passport_min_items  # the same people in all rows of the table
+    rows, there_rows = rows[enough], there_rows[enough]
     return Direction(
         source=source.domain,
         target=target.domain,
         domain=Domain(settings=target, config=config, prepared=here, space_version=space.version),
         space=space,
         rows=rows,
-        interests=interests(there.everyone, partners, there.coordinates(space.version), config),
+        interests=interests(there.everyone, there_rows, there.coordinates(space.version), config),
     )
 
 
@@ -183,13 +186,50 @@ def table(
                 }
 
 
+def trained(scenario: str, folder: Path, epsilon_u: float, *, epsilon: float) -> dict[str, float]:
+    """Mean HR@10 over all directions after a whole run.
+
+    Args:
+        epsilon_u: of the passports; 0 = exact ones.
+        epsilon: of the run.
+    """
+    chosen = functools.partial(PassportSettings, mode="private", epsilon_u=epsilon_u) if epsilon_u else PassportSettings
+    before, partners.PassportSettings = partners.PassportSettings, chosen  # type: ignore[attr-defined]  # no scenario chooses it
+    try:
+        run = run_scenario(scenario, out=folder, epsilon=epsilon)
+    finally:
+        partners.PassportSettings = before  # type: ignore[attr-defined]
+    rows = [one["methods"] for one in json.loads((run / "metrics.json").read_text())["directions"]]
+    return {name: float(np.mean([row[name]["hr@10"]["mean"] for row in rows])) for name in rows[0]}
+
+
+def run(quick: bool = True) -> dict[str, float]:
+    """Figures of ``make bench``: means over the directions of the scenario `demo`."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, found = directions("demo", Path(folder))
+        found = found[:2] if quick else found
+        kinds: dict[str, Callable[[Direction], float]] = {
+            "HR@10 by popularity": Direction.popularity,
+            "HR@10 with exact passports, untrained": lambda one: one.hit_rate(lambda exact: exact),
+            "HR@10 with private passports at epsilon_u 8, untrained": lambda one: one.hit_rate(drawn(one, 8.0, 16, 0)),
+        }
+        return {name: float(np.mean([rate(one) for one in found])) for name, rate in kinds.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenario", nargs="?", default="demo")
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--epsilons", default="2,4,8,16")
     parser.add_argument("--dimensions", default="16,32")
+    parser.add_argument("--trained", type=float, default=None, metavar="EPSILON_U")
+    parser.add_argument("--epsilon", type=float, default=np.inf, help="of the run, with --trained")
     asked = parser.parse_args()
+    if asked.trained is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, rate in trained(asked.scenario, Path(folder), asked.trained, epsilon=asked.epsilon).items():
+                print(f"{name:<24} HR@10 {rate:.4f}")
+        return
     numbers = functools.partial(_numbers, float), functools.partial(_numbers, int)
     with tempfile.TemporaryDirectory() as folder:
         for row in table(

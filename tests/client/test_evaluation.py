@@ -175,11 +175,11 @@ def test_shuffled_is_the_same_model_fed_with_somebody_elses_passport(films: Eval
 
 def test_head_only_does_not_read_the_transfer_layer(films: EvaluatedDomain) -> None:
     asked = films.people("books")
-    before = films.head_only(asked, "books")(0, asked.users)
+    before = films.without_federation(asked, "books")[0](0, asked.users)
     for parameter in films.model.transfer.parameters():
         parameter.data.fill_(3.0)
 
-    np.testing.assert_array_equal(films.head_only(asked, "books")(0, asked.users), before)
+    np.testing.assert_array_equal(films.without_federation(asked, "books")[0](0, asked.users), before)
 
 
 def test_ranks_are_those_of_the_scores_and_lists_of_a_small_catalogue_are_padded(films: EvaluatedDomain) -> None:

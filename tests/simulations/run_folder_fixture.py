@@ -18,9 +18,11 @@ STRENGTH = {
     "text": 0.1,
     "text-popularity": 0.15,
     "head-only": 0.16,
+    "neighbours": 0.2,
     "target-only": 0.17,
     "federated": 0.3,
     "federated-shuffled": 0.12,
+    "recommender": 0.32,
     "pooled-ridge": 0.35,
 }
 """Chance of each held-out item to be among the first ten."""
