@@ -8,7 +8,7 @@ the start. The difference makes z the weighted mean of the public coordinates th
 other numerics). The weights :math:`a_l` are those of every untrained encoder: only A and B are trained, and they are what is clipped.
 
 Every text of every user is a row of its own, though two users read the same item: shared rows would mix their gradients. For partners with
-a GPU; a step of 512 users is minutes on a processor.
+a GPU; a step of 512 users is more than a minute of a processor core.
 """
 
 from __future__ import annotations
