@@ -13,6 +13,8 @@ import torch
 from client import queries, rounds
 from client.canary.interference import home_config, home_of, run_of
 from client.data.histories import Histories
+from client.delivery import Domain
+from client.interest_distribution import SHARPNESS
 from client.model.methods import make_model
 from client.preparation import prepare
 from client.settings import BenchmarkSettings, ClientSettings
@@ -22,6 +24,7 @@ from shared import wire
 from shared.config import ModelConfig, RunConfig, TrainingConfig
 from shared.errors import DataError, InvalidInteraction
 from shared.privacy.ledger import read_events
+from shared.transfer_layer import initial_arrays
 from tests.client.training.tiny_partner import config_of
 
 
@@ -64,6 +67,14 @@ def test_a_run_reads_the_ratings_of_the_file(tmp_path: Path) -> None:
     assert data.histories.ratings is not None
     assert data.prototypes is not None
     assert data.prototypes.shape == (run.model.prototypes, run.model.dimension)
+    # serving hands the same prototypes in: an untrained layer carries over what is known beside the interest itself
+    model = make_model(run, seed=0)
+    model.load_shared(initial_arrays(run.model, 0))
+    served = Domain(settings=settings, config=run, prepared=prepared, space_version=data.space_version)
+    brought = np.ascontiguousarray(data.prototypes[:1])
+    weight = 4 * run.training.knowledge_weight / run.training.temperature
+    known = torch.softmax(SHARPNESS * torch.from_numpy(brought @ data.prototypes.T), dim=1).numpy() @ data.prototypes
+    np.testing.assert_allclose(served.transfer(model.eval(), brought), brought + weight * known, atol=1e-5)
 
 
 @pytest.mark.journey
