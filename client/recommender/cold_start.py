@@ -46,7 +46,7 @@ class Interests:
     """Where n users stand, and how they are scored.
 
     Attributes:
-        vectors: (n, d) float32 for this domain.
+        vectors: (n, d) float32 for this domain; without a meaning for people whom the blend for warm users scores.
         passports: (n, d) float32 by which they are compared with their like: what they brought, together with their own items.
         scorers: (n,) positions in `scorer_names`.
         sources: (n,) positions in `source_names`.
@@ -159,7 +159,10 @@ def _priors(people: People, delivered: Delivered, names: Sequence[str]) -> _Prio
 
 def _posterior(people: People, prior: _Priors, delivered: Delivered) -> tuple[np.ndarray, np.ndarray]:
     """(n, d) prior and own items together, and (n, d) the same of what was brought; the formula at the head of this file."""
-    own, n_own = encoded(people.own, delivered), people.own.lengths  # zeros where there is no history
+    n_own = people.own.lengths
+    read = (n_own > 0) & ((prior.strength > 0) | (delivered.warm is None))  # the blend reads histories itself: no encoder for its people
+    own = np.zeros_like(prior.vectors)
+    own[read] = encoded(people.own.select(read), delivered)
     total = np.where(prior.strength > 0, prior.strength + n_own, 1.0)
     weight = (prior.strength / total)[:, None].astype(np.float32)
     vectors, passports = (weight * one + (1.0 - weight) * own for one in (prior.vectors, prior.brought))

@@ -10,11 +10,12 @@ import pytest
 from client.data.pseudonyms import pseudonym
 from client.model.adaptation import Start, adapt
 from client.model.domain_head import popularity_head
-from client.recommender.cold_start import DISMISSED_WEIGHT, ENOUGH, Interests, encoded, interests, scorer_names
+from client.recommender.cold_start import DISMISSED_WEIGHT, ENOUGH, WARM, Interests, encoded, interests, scorer_names
 from client.recommender.people import People, nobody
 from client.recommender.ragged import Ragged
 from client.recommender.recommender import Recommender
 from client.recommender.requests import DECLARED, OWN, POPULARITY, passport_from
+from client.recommender.scoring import histories
 from tests.client.partner_world import CONFIG
 from tests.client.recommender.shops import NEWCOMERS
 
@@ -70,10 +71,22 @@ def test_own_items_are_weighed_against_the_items_that_a_passport_stands_for(film
 
 def test_with_enough_items_of_their_own_nothing_else_is_asked(films: Recommender) -> None:
     people = known(films, "n00", own=[1, 9, 17, 25, 33][:ENOUGH])
+    without_blend = dataclasses.replace(films._now.delivered, warm=None)
+    found = interests(people, without_blend)
+
+    np.testing.assert_allclose(found.vectors, encoded(people.own, without_blend))
+    assert scorer_names(without_blend)[found.scorers[0]] == source(films, found) == OWN
+
+
+def test_where_a_blend_for_warm_users_was_delivered_it_reads_histories_without_the_encoder(films: Recommender) -> None:
+    people = known(films, "n00", own=[1, 9, 17, 25, 33][:ENOUGH])
     found = read(films, people)
 
-    np.testing.assert_allclose(found.vectors, encoded(people.own, films._now.delivered))
+    assert scorer_names(films._now.delivered)[found.scorers[0]] == WARM
     assert source(films, found) == OWN
+    expected = films._now.delivered.warm.scores(*histories(people, films._now.delivered), films._now.delivered.coordinates)
+    lists = films._now.lists(people, found, k=64, with_seen=True, diversity=0.0)
+    np.testing.assert_allclose(lists.scores[0], np.take_along_axis(expected[0], lists.items[0], axis=0), rtol=1e-5, atol=1e-6)
 
 
 def test_what_was_dismissed_pushes_away(films: Recommender) -> None:
