@@ -71,7 +71,7 @@ def test_a_run_reads_the_ratings_of_the_file(tmp_path: Path) -> None:
     model = make_model(run, seed=0)
     model.load_shared(initial_arrays(run.model, 0))
     served = Domain(settings=settings, config=run, prepared=prepared, space_version=data.space_version)
-    brought = np.ascontiguousarray(data.prototypes[:1])
+    brought = np.array(data.prototypes[:1])
     weight = 4 * run.training.knowledge_weight / run.training.temperature
     known = torch.softmax(SHARPNESS * torch.from_numpy(brought @ data.prototypes.T), dim=1).numpy() @ data.prototypes
     np.testing.assert_allclose(served.transfer(model.eval(), brought), brought + weight * known, atol=1e-5)
