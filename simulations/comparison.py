@@ -32,13 +32,14 @@ PAIRS = (
     ("federated", "target-only"),
     ("federated", "federated-shuffled"),
     ("federated", "pooled-ridge"),
+    ("recommender", "neighbours"),
     ("recommender", "federated"),
     ("recommender", "popularity"),
     ("recommender", "item-knn"),
     ("recommender", "ease"),
     ("recommender", "ease-text"),
 )
-"""A and B of the differences A - B; those whose methods were measured are made. The recommender is a row of warm users only."""
+"""A and B of the differences A - B; those whose methods were measured are made. The neighbours are nobody's but cold people's."""
 
 
 OPTIONAL = ("target-only",)

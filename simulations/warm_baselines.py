@@ -138,7 +138,7 @@ def item_knn(train: scipy.sparse.csr_array, people: WarmPeople, neighbours: int,
 def similarities(train: scipy.sparse.csr_array, neighbours: int, shrinkage: float) -> scipy.sparse.csr_array:
     """(n_items, n_items) shrunk cosines; of each column the largest ones, no item is its own neighbour.
 
-    >>> similarities(scipy.sparse.csr_array([[1.0, 1.0], [1.0, 0.0]]), 1, 0.0).toarray().round(3).tolist()  # 1 / sqrt(2 * 1)
+    >>> similarities(scipy.sparse.csr_array([[1.0, 1.0], [1.0, 0.0]]), 1, 0.0).toarray().astype(float).round(3).tolist()  # 1 / sqrt(2 * 1)
     [[0.0, 0.707], [0.707, 0.0]]
     """
     counts = np.asarray(train.sum(axis=0), dtype=np.float64)
