@@ -39,8 +39,8 @@ SURPLUS = 6
 MOST_EXCLUDED = 2000
 """A query that excludes more than this of its own is searched exactly."""
 _SAMPLE, _SAMPLE_K, _SEED = 200, 20, 20261123
-_TRAINED_PER_LIST, _FEWEST_PER_LIST = 64, 39
-_NUMBERS_AT_A_TIME = 8_000_000
+_TRAINED_PER_LIST, _FEWEST_PER_LIST = 40, 39
+_NUMBERS_AT_A_TIME, _MADE_AT_A_TIME = 8_000_000, 50_000
 
 
 class FaissTopK:
@@ -51,6 +51,7 @@ class FaissTopK:
         sample: (n, D) queries like those to come; without them dimensions count as they are, and recall is not measured.
         recall: what to reach on ``sample``.
         probes: lists that are looked into; None finds the number by ``recall``, or takes `DEFAULT_PROBES` without a sample.
+        exact: an exact search over the same vectors, so that they are not kept twice; None makes one.
         threads: threads while making the index and searching; None takes as many as FAISS wants.
     Raises:
         ConfigError: FAISS is not installed.
@@ -64,6 +65,7 @@ class FaissTopK:
         sample: Array32 | None = None,
         recall: float = RECALL,
         probes: int | None = None,
+        exact: ExactTopK | None = None,
         threads: int | None = None,
     ) -> None:
         if not 0 < recall <= 1 or (probes is not None and probes < 1) or (threads is not None and threads < 1):
@@ -73,7 +75,9 @@ class FaissTopK:
             self._faiss.omp_set_num_threads(threads)
         self._vectors = checked_vectors(vectors)
         self._largest = float(norms(self._vectors).max())
-        self._exact = ExactTopK(self._vectors, threads=threads)
+        self._exact = exact or ExactTopK(self._vectors, threads=threads)
+        if self._exact.n_items != len(self._vectors):
+            raise UsageError("the exact search beside an index is over another catalogue")
         sample = None if sample is None else checked_queries(sample, 1, self._vectors.shape[1], self._largest)
         self._scale = _scale(sample, self._vectors.shape[1])
         head = _head(self._vectors, sample)
@@ -150,19 +154,27 @@ class FaissTopK:
         return np.asarray(np.where(places < 0, NONE, self._tail_items[places]))
 
     def _made(self) -> faiss.IndexIVFFlat:
-        """The inverted file over the tail, all vectors equally long and at most 1."""
-        n = len(self._tail_items)
-        moved = self._vectors[self._tail_items] * (self._scale / (self._largest or 1.0))  # (n, D) float64
-        lengths = np.square(moved).sum(axis=1)
-        padded = np.concatenate([moved, np.sqrt(np.maximum(lengths.max() - lengths, 0.0))[:, None]], axis=1).astype(np.float32)
-        del moved
+        """The inverted file over the tail, all vectors equally long and at most 1; made piece by piece, because they are many."""
+        n, dimension = len(self._tail_items), self._vectors.shape[1]
+        pieces = [slice(start, min(start + _MADE_AT_A_TIME, n)) for start in range(0, n, _MADE_AT_A_TIME)]
+        longest = max(float(np.square(self._scaled(np.arange(piece.start, piece.stop))).sum(axis=1).max()) for piece in pieces)
+
+        def level(places: Ints) -> Array32:
+            rows = self._scaled(places)
+            missing = np.sqrt(np.maximum(longest - np.square(rows).sum(axis=1), 0.0))
+            return np.concatenate([rows, missing[:, None]], axis=1).astype(np.float32)
+
         lists = max(1, min(round(4 * np.sqrt(n)), n // _FEWEST_PER_LIST))
-        quantiser = self._faiss.IndexFlatL2(padded.shape[1])
-        index: faiss.IndexIVFFlat = self._faiss.IndexIVFFlat(quantiser, padded.shape[1], lists, self._faiss.METRIC_L2)
-        chosen = np.random.default_rng(_SEED).permutation(n)[: max(lists * _TRAINED_PER_LIST, 1)]
-        index.train(padded[np.sort(chosen)])
-        index.add(padded)
+        quantiser = self._faiss.IndexFlatL2(dimension + 1)
+        index: faiss.IndexIVFFlat = self._faiss.IndexIVFFlat(quantiser, dimension + 1, lists, self._faiss.METRIC_L2)
+        index.train(level(np.sort(np.random.default_rng(_SEED).permutation(n)[: lists * _TRAINED_PER_LIST])))
+        for piece in pieces:
+            index.add(level(np.arange(piece.start, piece.stop)))
         return index
+
+    def _scaled(self, places: Ints) -> Array64:
+        """(m, D) vectors of some items of the tail, at most 1 long."""
+        return np.asarray(self._vectors[self._tail_items[places]] * (self._scale / (self._largest or 1.0)))
 
     def _measure(self, sample: Array32, aim: float, *, fixed: bool) -> None:
         """Sets ``recall``, and ``probes`` where they are not fixed: twice as many until the recall is reached."""

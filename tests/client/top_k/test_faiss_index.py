@@ -116,6 +116,20 @@ def test_numbers_out_of_range_are_refused(number: dict[str, float]) -> None:
         FaissTopK(np.ones((2, 2), dtype=np.float32), **number)  # type: ignore[arg-type]
 
 
+def test_an_exact_search_over_another_catalogue_is_refused() -> None:
+    with pytest.raises(UsageError, match="another catalogue"):
+        FaissTopK(np.ones((2, 2), dtype=np.float32), exact=ExactTopK(np.ones((3, 2), dtype=np.float32)))
+
+
+def test_an_index_is_the_same_in_whatever_pieces_it_is_made(
+    made: tuple[np.ndarray, np.ndarray, FaissTopK], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries, vectors, engine = made
+    monkeypatch.setattr("client.top_k.faiss_index._MADE_AT_A_TIME", 777)
+    pieces = FaissTopK(vectors, sample=queries[:100], recall=0.95, exact=ExactTopK(vectors), threads=1)
+    np.testing.assert_array_equal(pieces.search(queries, 20).items, engine.search(queries, 20).items)
+
+
 def test_a_sample_of_another_shape_is_refused() -> None:
     with pytest.raises(UsageError, match=r"not \(n, 2\)"):
         FaissTopK(np.ones((2, 2), dtype=np.float32), sample=np.ones((2, 3), dtype=np.float32))
