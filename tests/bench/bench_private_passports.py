@@ -68,11 +68,12 @@ class Direction:
         domain = _Given(**given, brought={self.source: (self.rows, vectors)})
         return EvaluatedDomain(domain=domain, model=None, heads={})  # type: ignore[arg-type]  # nothing here asks a model
 
-    def hit_rate(self, change: Change) -> float:
-        """HR@10 of cold people by the identity and a serving head."""
+    def hit_rates(self, change: Change) -> tuple[float, float]:
+        """HR@10 of cold people by the identity and a serving head, without and with their neighbours among training users."""
         there = self.evaluated(change)
         people = there.people(self.source, COLD)
-        return _hit_rate(people, there.without_federation(people, self.source)[0], there.n_items)
+        plain, near = there.without_federation(people, self.source)
+        return _hit_rate(people, plain, there.n_items), _hit_rate(people, near, there.n_items)
 
     def text(self, change: Change) -> float:
         """The same by the cosine with an item's text alone: what the vector itself is worth."""
@@ -163,27 +164,24 @@ def table(
     """A row for each direction and kind of passport."""
     _, found = directions(scenario, folder)
     for one in found:
-        way = f"{one.source} -> {one.target}"
-        exact = one.hit_rate(lambda vectors: vectors)
-        yield {"way": way, "kind": "popularity", "hr": one.popularity(), "text": np.nan}
-        yield {"way": way, "kind": "exact", "hr": exact, "text": one.text(lambda vectors: vectors)}
+        popularity = one.popularity()
+        yield _row(one, "popularity", [(popularity, popularity)], [np.nan])
+        yield _row(one, "exact", [one.hit_rates(_as_it_is)], [one.text(_as_it_is)])
         for width in dimensions:
-            yield {
-                "way": way,
-                "kind": f"exact direction in {width}",
-                "hr": one.hit_rate(cut(one, width)),
-                "text": one.text(cut(one, width)),
-            }
+            yield _row(one, f"exact direction in {width}", [one.hit_rates(cut(one, width))], [one.text(cut(one, width))])
             for epsilon in epsilons:
-                rates = [one.hit_rate(drawn(one, epsilon, width, draw)) for draw in range(draws)]
-                texts = [one.text(drawn(one, epsilon, width, draw)) for draw in range(draws)]
-                yield {
-                    "way": way,
-                    "kind": f"epsilon_u {epsilon:g} in {width}",
-                    "hr": float(np.mean(rates)),
-                    "sd": float(np.std(rates)),
-                    "text": float(np.mean(texts)),
-                }
+                changes = [drawn(one, epsilon, width, draw) for draw in range(draws)]
+                rates, texts = [one.hit_rates(change) for change in changes], [one.text(change) for change in changes]
+                yield _row(one, f"epsilon_u {epsilon:g} in {width}", rates, texts)
+
+
+def _as_it_is(exact: np.ndarray) -> np.ndarray:
+    return exact
+
+
+def _row(one: Direction, kind: str, rates: list[tuple[float, float]], texts: list[float]) -> dict[str, object]:
+    head, near = np.mean(rates, axis=0)
+    return {"way": f"{one.source} -> {one.target}", "kind": kind, "head": head, "near": near, "text": float(np.mean(texts))}
 
 
 def trained(scenario: str, folder: Path, epsilon_u: float, *, epsilon: float) -> dict[str, float]:
@@ -210,8 +208,8 @@ def run(quick: bool = True) -> dict[str, float]:
         found = found[:2] if quick else found
         kinds: dict[str, Callable[[Direction], float]] = {
             "HR@10 by popularity": Direction.popularity,
-            "HR@10 with exact passports, untrained": lambda one: one.hit_rate(lambda exact: exact),
-            "HR@10 with private passports at epsilon_u 8, untrained": lambda one: one.hit_rate(drawn(one, 8.0, 16, 0)),
+            "HR@10 with exact passports, untrained": lambda one: one.hit_rates(_as_it_is)[1],
+            "HR@10 with private passports at epsilon_u 8, untrained": lambda one: one.hit_rates(drawn(one, 8.0, 16, 0))[1],
         }
         return {name: float(np.mean([rate(one) for one in found])) for name, rate in kinds.items()}
 
@@ -235,7 +233,8 @@ def main() -> None:
         for row in table(
             asked.scenario, Path(folder), epsilons=numbers[0](asked.epsilons), dimensions=numbers[1](asked.dimensions), draws=asked.draws
         ):
-            print(f"{row['way']:<24} {row['kind']:<24} HR@10 {row['hr']:.4f}  +- {row.get('sd', 0.0):.4f}  text alone {row['text']:.4f}")
+            figures = f"head {row['head']:.4f}  with neighbours {row['near']:.4f}  text alone {row['text']:.4f}"
+            print(f"{row['way']:<24} {row['kind']:<24} {figures}")
             sys.stdout.flush()
 
 
