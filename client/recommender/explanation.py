@@ -22,6 +22,8 @@ from .scoring import Parts
 
 POPULAR = "popular here"
 PERSONAL = "your interests"
+NEITHER = "nothing better is left"
+BY_POPULARITY, BY_INTEREST, BY_NEITHER = range(3)
 LONGEST_TITLE = 60
 NAMED_PROTOTYPES = 3
 """Prototypes that an explanation of one item names."""
@@ -105,11 +107,11 @@ class Reasons:
         """The beginnings of items' texts; the id of an item without text."""
         return [str(title) for title in self._titles.gather(np.asarray(items, dtype=np.int64)).to_list()]
 
-    def brief(self, personal: np.ndarray) -> pl.Series:
-        """(n * k,) `PERSONAL` or `POPULAR`, for (n, k) of `Scores.is_personal`."""
-        return pl.Series("reason", [POPULAR, PERSONAL], dtype=pl.String).gather(personal.ravel().astype(np.int64))
+    def brief(self, why: np.ndarray) -> pl.Series:
+        """(n * k,) a few words for each of (n, k) `Lists.why`."""
+        return pl.Series("reason", [POPULAR, PERSONAL, NEITHER], dtype=pl.String).gather(why.ravel().astype(np.int64))
 
-    def in_words(self, people: People, interests: Interests, items: np.ndarray, personal: np.ndarray) -> pl.Series:
+    def in_words(self, people: People, interests: Interests, items: np.ndarray, why: np.ndarray) -> pl.Series:
         """(n * k,) one line for each item of (n, k) lists: what it is like, what it is about, or that it is popular."""
         n, k = items.shape
         like, cosine = self._most_alike(people, items)  # (n, k) both
@@ -119,7 +121,8 @@ class Reasons:
         names = pl.Series(self.prototype_names or [""]).gather(prototype.ravel())
         frame = pl.DataFrame(
             {
-                "personal": personal.ravel(),
+                "personal": (why == BY_INTEREST).ravel(),
+                "popular": (why == BY_POPULARITY).ravel(),
                 "alike": (cosine >= _LEAST_LIKE).ravel(),
                 "known": known.ravel(),
                 "own": self._titles.gather(like.ravel()),
@@ -130,7 +133,8 @@ class Reasons:
             pl.when("personal", "alike").then(pl.format("like your '{}' (about {})", "own", "about"))
             .when("personal", "known").then(pl.format("your interest in {}", "about"))
             .when("personal").then(pl.lit(PERSONAL))
-            .otherwise(pl.lit(POPULAR))
+            .when("popular").then(pl.lit(POPULAR))
+            .otherwise(pl.lit(NEITHER))
         )  # fmt: skip
         return frame.select(reason=said).to_series()
 

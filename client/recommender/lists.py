@@ -8,6 +8,7 @@ import numpy as np
 
 from ..top_k import Excluded, TopItems
 from .cold_start import Interests
+from .explanation import BY_INTEREST, BY_NEITHER, BY_POPULARITY
 from .people import People
 from .reranking import n_candidates, rerank
 from .scoring import Search, Searches, grouped
@@ -20,12 +21,12 @@ class Lists:
     Attributes:
         items: (n, k) int32 positions, best first; -1 = none.
         scores: (n, k) float32, before any re-ranking; -inf where there is no item.
-        personal: (n, k) bool, whether it stands there more by the user's interest than by what everybody takes.
+        why: (n, k) int8, what lifts it above the average of the catalogue most: `BY_INTEREST`, `BY_POPULARITY` or `BY_NEITHER`.
     """
 
     items: np.ndarray
     scores: np.ndarray
-    personal: np.ndarray
+    why: np.ndarray
 
 
 def best_items(
@@ -52,13 +53,13 @@ def best_items(
     made = Lists(
         items=np.full((n, k), -1, dtype=np.int32),
         scores=np.full((n, k), -np.inf, dtype=np.float32),
-        personal=np.zeros((n, k), dtype=bool),
+        why=np.full((n, k), BY_NEITHER, dtype=np.int8),
     )
     for number, rows in grouped(searches.numbers(interests)):
         whole = len(rows) == n
         part, found = (people, interests) if whole else (people.select(rows), interests.select(rows))
         of_part = _of_search(part, found, searches[number], everywhere, k=k, diversity=diversity, with_seen=with_seen)
-        made.items[rows], made.scores[rows], made.personal[rows] = of_part.items, of_part.scores, of_part.personal
+        made.items[rows], made.scores[rows], made.why[rows] = of_part.items, of_part.scores, of_part.why
     return made
 
 
@@ -78,5 +79,6 @@ def _of_search(
         chosen = rerank(top.items, top.scores, search.delivered.coordinates, k=k, diversity=diversity)
         top = TopItems(items=np.take_along_axis(top.items, chosen, axis=1), scores=np.take_along_axis(top.scores, chosen, axis=1))
     interest, popularity = search.lifts(queries, top.items, top.scores)
-    personal = (top.items >= 0) & (interest > 0) & (interest > popularity)
-    return Lists(items=top.items, scores=top.scores, personal=personal)
+    why = np.where(popularity > 0, BY_POPULARITY, BY_NEITHER)
+    why[(interest > 0) & (interest > popularity)] = BY_INTEREST
+    return Lists(items=top.items, scores=top.scores, why=why.astype(np.int8))

@@ -47,7 +47,7 @@ class Opened:
 
     def reasons_of(self, people: People, found: Interests, lists: Lists, *, explain: bool) -> pl.Series:
         """(n * k,) why each item is on its list; in words where somebody wants them."""
-        return self.reasons.in_words(people, found, lists.items, lists.personal) if explain else self.reasons.brief(lists.personal)
+        return self.reasons.in_words(people, found, lists.items, lists.why) if explain else self.reasons.brief(lists.why)
 
     def _sample(self, number: int, search: Search) -> np.ndarray | None:
         """Queries of some users of a search; None where there are too few of them."""

@@ -7,7 +7,7 @@ import re
 import polars as pl
 import pytest
 
-from client.recommender.explanation import LONGEST_TITLE, PERSONAL, POPULAR
+from client.recommender.explanation import LONGEST_TITLE, NEITHER, PERSONAL, POPULAR
 from client.recommender.recommender import Recommender, Request, UnknownUser
 from client.recommender.requests import OWN, passport_from
 from tests.client.partner_world import World
@@ -97,6 +97,14 @@ def test_a_short_reason_says_which_of_the_two_lifts_an_item(films: Recommender) 
     assert set(reasons.values()) == {PERSONAL, POPULAR}
     assert reasons["f00"] == POPULAR
     assert reasons["f08"] == PERSONAL
+
+
+def test_where_neither_lifts_an_item_nobody_claims_that_one_does(films: Recommender) -> None:
+    for explain in (False, True):
+        (answer,) = films.recommend([Request(user="n00", k=64, explain=explain)])
+        reasons = [each.reason for each in answer.items]
+        assert reasons[-1] == NEITHER  # the last of all
+        assert NEITHER not in reasons[:5]
 
 
 def test_every_prototype_has_a_name_from_the_catalogue(films: Recommender) -> None:
