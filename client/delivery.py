@@ -226,8 +226,7 @@ class Domain:
         """Fits the blend for people with a history here."""
         folder, read = self.prepared.folder.resolve(), self.config.training.max_history_items
         np.asarray(self.coordinates)  # so that they lie in the folder
-        times = self.settings.data.time == "unix_s"
-        return _warm_head(folder, self.space_version, self.settings.domain, self.config.seed, read, times)
+        return _warm_head(folder, self.space_version, self.settings.domain, self.config.seed, read)
 
     @torch.no_grad()
     def own_interests(self, model: InterestModel, users: np.ndarray, *, leave_out_last: bool = False) -> np.ndarray:
@@ -260,7 +259,7 @@ class Domain:
 
 
 @functools.lru_cache(maxsize=4)
-def _warm_head(folder: Path, space_version: str, domain: str, seed: int, max_history: int, real_times: bool) -> WarmHead:
+def _warm_head(folder: Path, space_version: str, domain: str, seed: int, max_history: int) -> WarmHead:
     """The model has no part in it, so that runs which share prepared data in one process, as a run and its controls do, fit it once.
 
     Args:
@@ -272,4 +271,4 @@ def _warm_head(folder: Path, space_version: str, domain: str, seed: int, max_his
     for start in range(0, len(training.items), _ITEMS_AT_A_TIME):  # the histories of ten million users do not fit into memory
         counts += np.bincount(training.items[start : start + _ITEMS_AT_A_TIME], minlength=len(coordinates))
     generator = keyed_generator(seed, domain, "head", "warm")
-    return warm_fit.fit(training, coordinates, counts, generator=generator, max_history=max_history, real_times=real_times)
+    return warm_fit.fit(training, coordinates, counts, generator=generator, max_history=max_history)
