@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -151,6 +152,18 @@ def test_a_score_does_not_depend_on_who_else_asks(make: Make) -> None:
         alone = engine.search(queries[row : row + 1], 10)
         assert alone.items[0].tolist() == together.items[row].tolist()
         assert alone.scores[0].tobytes() == together.scores[row].tobytes()
+
+
+@every
+def test_callers_at_the_same_time_get_their_own_answers(make: Make) -> None:
+    rng = np.random.default_rng(7)
+    vectors, queries = rng.normal(size=(2000, 16)).astype(np.float32), rng.normal(size=(8, 50, 16)).astype(np.float32)
+    engine = make(vectors)
+    one_by_one = [engine.search(mine, 10) for mine in queries]
+    with ThreadPoolExecutor(8) as callers:
+        together = list(callers.map(lambda mine: engine.search(mine, 10), queries))
+    for found, expected in zip(together, one_by_one, strict=True):
+        same(found, expected)
 
 
 @every
