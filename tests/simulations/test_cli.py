@@ -2,6 +2,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from shared.errors import AuditError, BudgetExhausted, MixedDeltas, RunFolderErr
 from simulations.cli import EXIT_WORDS, exit_codes, main
 from simulations.compare_runs import Plan, compare_runs
 from simulations.console import Console, guarded
-from simulations.console_watch import Silence
+from simulations.console_watch import Bars, Lines, Silence
 
 from .run_folder_fixture import planted_folder
 
@@ -237,3 +238,17 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
         compared(plan_of(tmp_path / "file" / "below"), Runner())
+
+
+def test_bars_and_lines_tell_the_same_story(capfd):
+    for watch in (Bars(2), Lines(2)):
+        with watch if isinstance(watch, Bars) else contextlib.nullcontext():
+            for done, name in enumerate(("maml, epsilon 8, seed 0", "maml, epsilon 2, seed 0")):
+                watch.begun(name)
+                watch.stage(name, "train", 1, 15)
+                watch.note(f"[x] {name}: going on")  # no markup: brackets stay
+                watch.ended(name, done + 1, 4, failed=done == 1)
+    said = " ".join(capfd.readouterr().err.split())
+    assert said.count("[x] maml, epsilon 2, seed 0: going on") == 2
+    assert re.search(r"1 of 4 runs, about \d+ s left: maml, epsilon 8, seed 0 took \d+ s", said)
+    assert re.search(r"maml, epsilon 2, seed 0 failed after \d+ s", said)
