@@ -294,10 +294,11 @@ def _bundle(settings: ClientSettings) -> Iterator[Line]:
 
 
 def _text_model(settings: ClientSettings) -> Iterator[Line]:
-    from .model.text_encoder import TextEncoder
+    from .model.onnx_text_encoder import make_text_encoder
 
-    encoder = TextEncoder(settings.text_model, cache=None)
-    yield Line.green("text model", f"'{settings.text_model}', vectors of {encoder.dimension} numbers, in {encoder.folder.name}")
+    encoder = make_text_encoder(settings.text_model, settings.text_precision, cache=None)
+    precision = "" if settings.text_precision == "float32" else f" in {settings.text_precision}"
+    yield Line.green("text model", f"'{settings.text_model}'{precision}, vectors of {encoder.dimension} numbers, in {encoder.folder.name}")
 
 
 def _data(settings: ClientSettings) -> Iterator[Line]:

@@ -30,6 +30,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ _VERSIONS_KEPT = 2
 """The newest, and the one before: another process may still read it."""
 
 _VERSION = re.compile(r"[0-9a-f]{16}")
-_UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.(\d+)")
+_UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.(\d+)(?:\.\d+)?")
 _LOG = logging.getLogger("isthmus.client")
 Progress = Callable[[int, int], None]
 
@@ -211,6 +212,7 @@ def _fingerprint(settings: ClientSettings, config: RunConfig, marks: Marks, vers
         config.training.max_items_per_user,
         *([marks.digest] if marks.digest else []),
         *([{"tokens": config.model.lora_tokens}] if config.model.encoder == "text-lora" else []),
+        *([settings.text_precision] if settings.text_precision != "float32" else []),
         *([{"ratings": rating_range(settings, config)}] if rating_range(settings, config) else []),
     ]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
@@ -218,7 +220,7 @@ def _fingerprint(settings: ClientSettings, config: RunConfig, marks: Marks, vers
 
 def _write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Fills a new folder and puts it in place in one rename; whoever comes second throws his away."""
-    new = folder.with_name(f".{folder.name}.{os.getpid()}")
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
@@ -346,14 +348,10 @@ def said(report: ReadReport, catalogue: Catalogue) -> list[str]:
 
 
 def _encode(folder: Path, settings: ClientSettings, config: RunConfig, catalogue: Catalogue, progress: Progress | None) -> None:
-    from .model.text_encoder import TextEncoder
+    from .model.onnx_text_encoder import make_text_encoder
 
-    encoder = TextEncoder(
-        settings.text_model,
-        cache=settings.text_cache_path,
-        batch_tokens=config.compute.text_batch_tokens,
-        threads=config.compute.torch_threads,
-    )
+    how = {"batch_tokens": config.compute.text_batch_tokens, "threads": config.compute.torch_threads}
+    encoder = make_text_encoder(settings.text_model, settings.text_precision, cache=settings.text_cache_path, **how)
     np.save(folder / "text.npy", encoder.encode(catalogue.texts, progress))
     if config.model.encoder == "text-lora":
         from .model.item_tokens import tokens_of

@@ -171,6 +171,9 @@ class ClientSettings:
     home: str = setting("home", "folder for keys, state and the ledger")
     ledger: str = setting("", "the ledger; empty = home/ledger.sqlite")
     text_model: str = setting("builtin", "'builtin' or a local folder of a language model")
+    text_precision: str = setting(
+        "float32", "'int8' encodes texts faster and a little differently; needs the extra onnx", choices=("float32", "int8")
+    )
     text_cache: str = setting("", "cache of text vectors; empty = home/prepared/text")
     data: DataSettings = field(default_factory=DataSettings)
     ceiling: CeilingSettings = field(default_factory=CeilingSettings)

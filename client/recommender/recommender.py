@@ -22,6 +22,7 @@ from shared.interest_space import InterestSpace
 
 from ..data.pseudonyms import PseudonymTable, pseudonym
 from ..live_profiles import LiveProfiles
+from ..model.onnx_text_encoder import make_text_encoder
 from ..model.text_encoder import TextEncoder
 from ..settings import ClientSettings
 from ..top_k import Excluded
@@ -295,4 +296,5 @@ class Recommender:
     @cached_property
     def _encoder(self) -> TextEncoder:
         compute = self._now.delivered.config.compute
-        return TextEncoder(self.settings.text_model, cache=None, batch_tokens=compute.text_batch_tokens, threads=compute.torch_threads)
+        how = {"batch_tokens": compute.text_batch_tokens, "threads": compute.torch_threads}
+        return make_text_encoder(self.settings.text_model, self.settings.text_precision, cache=None, **how)

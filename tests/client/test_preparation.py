@@ -322,3 +322,13 @@ def test_the_interest_space_is_found_again_after_the_files_changed_within_a_run(
     assert not (prepared.folder / world.space_version).exists()
     np.testing.assert_array_equal(prepared.coordinates(world.space_version), before)
     assert prepared.space(world.space_version).version == world.space_version
+
+
+def test_int8_texts_are_prepared_beside_those_in_float32_and_differ_from_them(world: World) -> None:
+    settings = world["films"]
+    plain = prepare(settings, CONFIG)
+    fast = prepare(dataclasses.replace(settings, text_precision="int8"), CONFIG)
+    assert fast.folder != plain.folder
+    cosine = (np.asarray(fast.text_vectors) * np.asarray(plain.text_vectors)).sum(axis=1)
+    assert cosine.min() > 0.9
+    assert cosine.min() < 1.0 - 1e-6
