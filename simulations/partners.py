@@ -208,13 +208,18 @@ def twin(settings: ClientSettings, home: Path, ledger: Path) -> ClientSettings:
 
 
 def forget_prepared(settings: Sequence[ClientSettings]) -> None:
-    """Deletes what can be made again from the partners' files: a run folder stays small."""
+    """Deletes what can be made again from the partners' files: a run folder stays small.
+
+    Interest spaces stay: no file of a partner brings them back, and nothing can be recommended without them.
+    """
     for each in settings:
         prepared = each.at_home("prepared")
         if prepared.is_symlink():  # of a twin
             prepared.unlink()
-        else:
-            shutil.rmtree(prepared, ignore_errors=True)
+        elif prepared.is_dir():
+            for folder in prepared.iterdir():
+                if folder.name != "spaces":
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _name_pseudonym_key(settings: ClientSettings, seed: int) -> None:
