@@ -5,7 +5,11 @@ al. 2020, "Rapid learning or feature reuse?", ICLR). For a user with interest :m
 
 .. math:: z'(b, g) = (1 + g)\,z + b,\qquad
           (b', g') = (b_0, g_0) - \alpha\,\nabla\, \frac{m + 1}{m + |S|}\, \tfrac1s \sum_{j \in S} CE_j\big(s\,z'(b_0, g_0)\big),\qquad
-          \ell = \tfrac1{|Q|} \sum_{j \in Q} CE_j\big(s\,z'(b', g')\big).
+          \ell = \tfrac12 CE_Q\big(s\,z'(b_0, g_0)\big) + \tfrac12 CE_Q\big(s\,z'(b', g')\big).
+
+Half of the loss is about the query items before any adaptation (the loss of every step of MAML++; Antoniou, Edwards and Storkey 2019, "How
+to train your MAML", ICLR): users with no interaction here are met at the start, and support items that give the answer away would leave
+the transfer layer, which knows the other domains, without a gradient.
 
 The outer gradient goes to the start :math:`(b_0, g_0)`, which is a shared array, and to encoder, transfer layer and scale of scores as
 in `residual`; it goes through the inner step too, or, with ``training.first_order``, only around it. The user's whole outer gradient is
@@ -62,7 +66,7 @@ class MamlModel(InterestModel):
         return (1.0 + gate) * moved + offset
 
     def forward(self, batch: Batch) -> Tensor:
-        """The loss of each user on the query items after adaptation to the support items, (batch,)."""
+        """The loss of each user on the query items before and after adaptation to the support items, (batch,)."""
         own = self.encoder(batch.history, batch.history_mask, batch.history_items)  # (batch, d)
         elsewhere = super().transferred(batch.passports, batch.descriptor)  # (batch, P, d)
         interests = torch.cat([own[:, None], elsewhere], dim=1)  # (batch, 1 + P, d)
@@ -78,7 +82,9 @@ class MamlModel(InterestModel):
             steps=self.steps,
             second_order=self.second_order,
         )
-        return per_user(cross_entropy(scale * adapted, query), batch, self.own_history_weight)
+        begun = (1.0 + gate) * interests + offset  # (batch, 1 + P, d)
+        loss = 0.5 * (cross_entropy(scale * begun, query) + cross_entropy(scale * adapted, query))  # (batch, 1 + P)
+        return per_user(loss, batch, self.own_history_weight)
 
 
 def divided(batch: Batch) -> tuple[Batch, Batch]:

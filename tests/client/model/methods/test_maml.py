@@ -46,13 +46,17 @@ def double(batch: Batch) -> Batch:
     return dataclasses.replace(batch, **numbers)
 
 
+def before_and_after(before: float, after: float) -> float:
+    """The query (1, 0) scores the first coordinate, the negative (-1, 0) minus that; half of the loss is about each interest."""
+    return 0.5 * math.log(1 + math.exp(-2 * before)) + 0.5 * math.log(1 + math.exp(-2 * after))
+
+
 def test_one_inner_step_is_the_step_that_a_hand_takes() -> None:
     # z = (1, 0). Support (0, 1) scores 0, the negative -1: p = e^-1 / (1 + e^-1) is wrongly on the negative.
     # d/db CE = p (n - x) = p (-1, -1), d/dg = <that, z> = -p; with rate 1/2: b = p/2 (1, 1), g = p/2.
     p = math.exp(-1) / (1 + math.exp(-1))
     adapted = ((1 + p / 2) * 1.0 + p / 2, p / 2)
-    # the query (1, 0) scores adapted[0], the negative minus that
-    assert model_of(inner_rate=0.5)(two_targets()).item() == pytest.approx(math.log(1 + math.exp(-2 * adapted[0])))
+    assert model_of(inner_rate=0.5)(two_targets()).item() == pytest.approx(before_and_after(1.0, adapted[0]))
 
 
 def test_two_inner_steps_go_on_from_where_the_first_one_ended() -> None:
@@ -63,7 +67,7 @@ def test_two_inner_steps_go_on_from_where_the_first_one_ended() -> None:
         slope = p * np.array([-1.0, -1.0])
         b, g = b - 0.5 * slope, g - 0.5 * slope[0]
     first = (1 + g) * 1.0 + b[0]
-    assert model_of(inner_rate=0.5, inner_steps=2)(two_targets()).item() == pytest.approx(math.log(1 + math.exp(-2 * first)))
+    assert model_of(inner_rate=0.5, inner_steps=2)(two_targets()).item() == pytest.approx(before_and_after(1.0, first))
 
 
 def test_support_items_add_up_against_a_prior_and_the_scale_of_scores_does_not_lengthen_the_step() -> None:
@@ -75,7 +79,7 @@ def test_support_items_add_up_against_a_prior_and_the_scale_of_scores_does_not_l
     )))  # fmt: skip
     p = 1 / (1 + math.exp(2))
     first = 1 + 0.8 * (2 * 0.25 * p + 2 * 0.25 * p)
-    assert model_of(inner_rate=0.25, temperature=2.0)(batch).item() == pytest.approx(math.log(1 + math.exp(-4 * first)))
+    assert model_of(inner_rate=0.25, temperature=2.0)(batch).item() == pytest.approx(before_and_after(2.0, 2 * first))
 
 
 def test_a_user_with_one_target_is_met_at_the_start_and_not_adapted() -> None:
@@ -143,11 +147,11 @@ def test_the_outer_gradient_of_first_order_leaves_the_inner_step_out() -> None:
 
 
 def test_the_outer_gradient_reaches_the_start_through_the_query_alone_in_first_order() -> None:
-    # dl/db_0 of first order is p' (n - x) at the adapted interest: p' = sigma(-2 z'), n - x = (-2, 0)
+    # dl/db_0 of first order is p' (n - x), half of it at the start and half at the adapted interest: p' = sigma(-2 z'), n - x = (-2, 0)
     model = model_of(inner_rate=0.5, first_order=True)
     p = math.exp(-1) / (1 + math.exp(-1))
     z = 1 + p / 2 + p / 2
-    wanted = -2 / (1 + math.exp(2 * z))
+    wanted = -1 / (1 + math.exp(2 * z)) - 1 / (1 + math.exp(2))
     (found,) = torch.autograd.grad(model(two_targets()).sum(), [model.start.offset.weight])
     assert found[:, 0].tolist() == pytest.approx([wanted, 0.0])
 
