@@ -22,7 +22,7 @@ would speak in every row. Rows are compared at one k only: another k is about ot
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from client.model.methods import InterestModel, make_model
 from client.model.methods.knowledge_mf import ReadsPrototypes
 from client.passport_exchange import interests
 from client.preparation import PreparedDomain, prepare
+from client.settings import ClientSettings
 from client.training.noise import keyed_generator
 from server.checkpoints import Checkpoint, Checkpoints
 from shared.errors import UsageError
@@ -134,7 +135,10 @@ def measure(plan: Plan, progress: Progress, note: Callable[[str], None] | None =
     scenario, data = _on_disk(scenario, place, plan)
     sources = data_folders(scenario, data)
     folders = {name: _federate(plan, scenario, data, others, place, name, progress, note) for name in _federations(scenario)}
-    met = {name: _meet(plan, scenario, sources, place, folder, progress) for name, folder in folders.items()}
+    # one desk for all: a home made anew has another pseudonym key, and with it its people in another order
+    desk = RunFolder(place.path / "desk").create(scenario.run)
+    settings = settle(desk, scenario, sources, split_seed=plan.split_seed, ledgers=None)
+    met = {name: _meet(plan.domain, settings, folder, progress) for name, folder in folders.items()}
     shots = []
     for number, k in enumerate(plan.shots):
         progress("measure", number, len(plan.shots))
@@ -199,19 +203,17 @@ def _federate(
     return RunFolder(path)
 
 
-def _meet(plan: Plan, scenario: Scenario, sources: dict[str, Path], place: RunFolder, run: RunFolder, progress: Progress) -> Met:
+def _meet(domain: str, settings: Sequence[ClientSettings], run: RunFolder, progress: Progress) -> Met:
     """Prepares every domain once more, the unseen one among them, and hands it what was delivered."""
     end, _ = Checkpoints(run.transfer_layer).newest()
-    desk = RunFolder(place.path / "desk" / end.config.model.method).create(end.config)
-    settings = settle(desk, dataclasses.replace(scenario, run=end.config), sources, split_seed=plan.split_seed, ledgers=None)
     prepared = {}
     for number, one in enumerate(settings):
         progress("meet", number, len(settings))
         prepared[one.domain] = prepare(one, end.config)
     progress("meet", len(settings), len(settings))
-    here = prepared.pop(plan.domain)
+    here = prepared.pop(domain)
     coordinates = end.space.project(here.text_vectors)
-    passports = {name: _brought(here, there, plan.domain, name, end) for name, there in prepared.items() if name in here.links}
+    passports = {name: _brought(here, there, domain, name, end) for name, there in prepared.items() if name in here.links}
     rows = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *(found for found, _ in passports.values())]))
     vectors = np.zeros((len(rows), max(len(passports), 1), end.config.model.dimension), dtype=np.float32)
     brought = np.zeros(vectors.shape[:2], dtype=bool)

@@ -120,7 +120,7 @@ def test_seen_items_are_not_ranked() -> None:
 @pytest.mark.journey
 def test_the_whole_protocol_on_a_tiny_world(tmp_path: Path) -> None:
     told: list[str] = []
-    plan = Plan(scenario="demo", domain="music", out=tmp_path, epsilon=np.inf, overrides=TINY, shots=(0, 5, 40))
+    plan = Plan(scenario="demo", domain="music", out=tmp_path, epsilon=8.0, overrides=TINY, shots=(0, 5, 40))
     found = measure(plan, lambda stage, done, total: told.append(stage))
     assert found.others == ("books", "films")
     assert [shot.k for shot in found.shots] == [0, 5, 40]
@@ -132,6 +132,8 @@ def test_the_whole_protocol_on_a_tiny_world(tmp_path: Path) -> None:
     assert found.shots[2].users == 0  # nobody has so many
     kept = json.loads((found.folder / "unseen.json").read_text())
     assert kept["shots"][0]["rows"]["federated"]["hr@10"]["mean"] == pytest.approx(found.shots[0].figures["federated"]["hr@10"].mean)
+    desks = [path.parent.name for path in found.folder.rglob("partner.toml") if "runs" not in path.parts]
+    assert sorted(desks) == ["books", "films", "music"]  # one home each: with two, keys and so the order of people would differ
     trained = {path.parent.name for path in (found.folder / "runs").glob("*/clients/*/partner.toml")}
     assert trained == {"books", "films"}  # the unseen domain sent nothing and was sent nothing
     assert {"residual: evaluate", "maml: evaluate", "meet", "measure"} <= set(told)
