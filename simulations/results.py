@@ -31,7 +31,7 @@ def shipped(folder: Path, *, jobs: int) -> list[Plan]:
             scenario="demo",
             folder=folder,
             epsilons=epsilons,
-            seeds=(0, 1, 2),
+            seeds=(3, 4, 5),  # the demo was made on seeds 0 to 2
             axes=axes,
             target_only=target_only,
             jobs=jobs,
