@@ -172,6 +172,7 @@ def _fixed_terms(settings: ClientSettings, register: Register, prepared: Prepare
             do="Agree with the coordinator on a larger 'model.dimension'.",
         )
     with register.transaction() as database:
+        register.hold_to_key(database)  # a draw is known by its user's pseudonym: under another key all would be drawn again
         fix_own_terms(database, wanted, asked=chosen.private_dimensions)
         terms, asked = own_terms(database) or (wanted, chosen.private_dimensions)
     if (terms.epsilon, asked) != (chosen.epsilon_u, chosen.private_dimensions):

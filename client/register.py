@@ -34,7 +34,10 @@ FOREVER = 2**62
 EVERYONE = ""
 """No domain's name: an erasure that holds for passports of every source."""
 
-_KEEP = "Restore it from a copy: it holds the marks of forgotten users. Where nobody ever was, move it away and import the passports again."
+_KEEP = (
+    "Restore it from a copy: it holds the marks of forgotten users and the private draws. Where there never was either, move it away and "
+    "import the passports again."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +116,16 @@ class Register:
     def record_export(
         self, *, target: str, link_ids: Sequence[str], space_version: str, issued: int, expires: int, epsilon: float | None = None
     ) -> None:
-        """Notes passports that go out, before they do; ``epsilon`` is that of private ones."""
+        """Notes passports that go out, before they do; ``epsilon`` is that of private ones.
+
+        Where an exact one of the same link went out before, it stays exact: what was shown is not hidden by what comes later.
+        """
         rows = [(target, link_id, space_version, issued, expires, epsilon) for link_id in link_ids]
         with self.transaction() as database:
             database.executemany(
                 "INSERT INTO passports_out VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET space_version = excluded.space_version,"
-                " issued = excluded.issued, expires = excluded.expires, epsilon = excluded.epsilon",
+                " issued = excluded.issued, expires = excluded.expires,"
+                " epsilon = CASE WHEN passports_out.epsilon IS NULL THEN NULL ELSE excluded.epsilon END",
                 rows,
             )
 
@@ -279,6 +286,10 @@ class Register:
             )
         return self._marker
 
+    def hold_to_key(self, database: sqlite3.Connection) -> None:
+        """From now on the file opens with this key alone: with another one everybody it knows would be a stranger."""
+        database.execute("INSERT INTO marked_with VALUES (?) ON CONFLICT DO NOTHING", (self.marker.check,))
+
     def _marks_if_any_erased(self, database: sqlite3.Connection, link_ids: Sequence[str]) -> Sequence[bytes]:
         """Marks to compare with; empty ones where nothing was ever erased, so that nobody needs a key."""
         if database.execute("SELECT 1 FROM erased_links LIMIT 1").fetchone() is None:
@@ -286,11 +297,10 @@ class Register:
         return self.marker.links(link_ids)
 
     def _mark_links(self, database: sqlite3.Connection, link_ids: Sequence[str], *, at: int, source: str) -> None:
-        marker = self.marker
-        database.execute("INSERT INTO marked_with VALUES (?) ON CONFLICT DO NOTHING", (marker.check,))
+        self.hold_to_key(database)
         database.executemany(
             "INSERT INTO erased_links VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET issued_until = max(issued_until, excluded.issued_until)",
-            [(source, mark, at) for mark in marker.links(link_ids)],
+            [(source, mark, at) for mark in self.marker.links(link_ids)],
         )
 
     def _erased_out(self, database: sqlite3.Connection) -> dict[str, Issued]:

@@ -50,8 +50,8 @@ def make_or_upgrade(database: sqlite3.Connection, marker: Marker | None, *, name
         made_with = database.execute("SELECT key_check FROM marked_with").fetchall()
         if made_with and made_with != [(marker.check,)]:
             raise DataError(
-                "the marks of forgotten users were made with another pseudonym key",
-                do="Restore home/keys and home/register.sqlite from one copy.",
+                "the register knows users by another pseudonym key: who was forgotten, and whose private passports were drawn",
+                do="Restore home/keys and home/register.sqlite from one copy, the newest.",
             )
 
 

@@ -27,7 +27,8 @@ CONSENT = (
 PRIVATE_CONSENT = (
     "A private passport hides what a user did here, not that they are a user here. It is one noisy direction of their interest, drawn once "
     "for life: every partner and every renewal gets the same bytes, so that all of them together learn no more than local differential "
-    "privacy of epsilon_u = {epsilon:g} allows. Every other domain that makes one of the same person adds its own epsilon_u."
+    "privacy of epsilon_u = {epsilon:g} allows. Every other domain that makes one of the same person adds its own epsilon_u. Of somebody "
+    "whose exact passport went out as well, to whomever, it hides nothing."
 )
 
 passport = typer.Typer(help="Passports of users who linked accounts: made, sealed, opened, counted.", epilog=EPILOG, no_args_is_help=True)

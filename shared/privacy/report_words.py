@@ -26,7 +26,8 @@ UNPROTECTED = (
             "An interest passport is made for one other domain that the user chose. Towards that domain it is disclosure by consent, or "
             "has a local guarantee of its own; this epsilon says nothing about it. An exact passport of a short history shows the items "
             "themselves. A private passport hides what the person did, not that they use this domain: it is one noisy direction, drawn "
-            "once for life. Its own epsilon holds whoever received it, and adds up over the domains that made one of the same person."
+            "once for life. Its own epsilon holds whoever received it, and adds up over the domains that made one of the same person. Of "
+            "somebody whose exact passport went out as well, it hides nothing."
         ),
     ),
     (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -22,7 +23,7 @@ from client.private_passports import DrawWitness, booked, draw_once
 from client.privunit import PrivUnit
 from client.register import Register
 from client.training.noise import SeededNoise
-from shared.errors import ConfigError, PassportError, StateError
+from shared.errors import ConfigError, DataError, PassportError, StateError
 from shared.interest_space import InterestSpace
 from tests.client.partner_world import CONFIG, LINKED, World, link_id
 from tests.client.private_world import EPSILON, choose, environment, make_private, opened, send, vectors
@@ -147,6 +148,17 @@ def test_epsilon_is_booked_once_for_each_person_and_not_in_the_ledger(private: W
     assert private["books"].ledger_path.read_bytes() == ledger
 
 
+def test_what_went_out_exactly_is_not_booked_as_private_later(private: World) -> None:
+    choose(private, "books", mode="exact")
+    send(private, "films")
+    choose(private, "books", mode="private")
+    for target in ("films", "music"):
+        send(private, target)
+
+    with Register.of(private["books"]) as register:
+        assert {(each.partner, each.epsilon) for each in register.overview()} == {("films", None), ("music", EPSILON)}
+
+
 @pytest.mark.parametrize("change", [{"epsilon_u": 8.0}, {"epsilon_u": 2.0}, {"private_dimensions": 32}, {"private_dimensions": 4}])
 def test_other_terms_are_refused_once_somebody_was_drawn(private: World, change: dict[str, float]) -> None:
     send(private, "films")
@@ -171,6 +183,24 @@ def test_a_lost_or_older_register_is_noticed_and_nobody_is_drawn_again(private: 
     with pytest.raises(StateError, match="fewer private draws than were made"):
         send(private, "films")
     assert not (private["books"].path("outbox") / "books-to-films.passports").exists()
+
+
+@pytest.mark.parametrize("lost", ["the key", "all keys", "the key, while what was prepared with it is there"])
+def test_a_lost_pseudonym_key_is_noticed_and_nobody_is_drawn_again(private: World, lost: str) -> None:
+    books = private["books"]
+    send(private, "films")
+    before = draws(private)
+    (books.at_home("keys") / "pseudonyms.key").unlink()
+    if lost == "all keys":
+        (books.at_home("keys") / "private_draws.json").unlink()
+    if not lost.endswith("there"):
+        for version in books.at_home("prepared").glob("*/people.npz"):
+            shutil.rmtree(version.parent)
+
+    with pytest.raises(DataError, match="another pseudonym key"):
+        send(private, "films")
+    with Register(books.at_home("register.sqlite")) as register, register.reading() as database:
+        assert dict(database.execute("SELECT mark, vector FROM private_draws")) == before
 
 
 def test_the_witness_never_falls(private: World) -> None:
