@@ -19,12 +19,14 @@ finds those of the first. The noise is the operating system's, in 64 bit.
 
 Who is forgotten loses the vector; the mark stays, and with it the epsilon that was booked: what it paid for has left. A person who comes
 back under the same id gets no private passport, and is not drawn again: the mark of a forgotten user keeps them out of everything for good,
-and a second draw would double what was promised once. Under another id they are another person to this domain, and pay as one.
+and a second draw would double what was promised once. Under another id they are another person to this domain, and pay as one. But who
+reads passports knows people by their links: a link that carried a draw never carries another, though the user ids of the domain changed.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Callable
@@ -44,6 +46,7 @@ from .register import Register
 from .settings import ClientSettings
 from .training.noise import NoiseSource, SystemNoise
 
+_LOG = logging.getLogger("isthmus.passports")
 _RESTORE = (
     "Restore home/register.sqlite: it holds the draws that went out, and a second draw of the same people would cost their epsilon_u again."
 )
@@ -110,6 +113,7 @@ def draw_once(
         with register.reading() as database:
             known = {row[0] for row in database.execute("SELECT mark FROM private_draws")}
         missing = np.array([at for at, mark in enumerate(marks) if mark not in known], dtype=np.int64)
+        missing = missing[~_sent_before(register, prepared, rows[missing])]
         if len(missing):
             read = terms.projection.read(interests_of(rows[missing]), prepared.space(space_version))
             vectors = PrivUnit.of(terms.dimension, terms.epsilon).release(read, noise or SystemNoise())
@@ -186,6 +190,23 @@ def _fixed_terms(settings: ClientSettings, register: Register, prepared: Prepare
             do="Take part with that language model, or send exact passports.",
         )
     return terms
+
+
+def _sent_before(register: Register, prepared: PreparedDomain, rows: np.ndarray) -> np.ndarray:
+    """(n,) bool: of users without a draw, whose link with somebody carried one already, of another user id."""
+    found = np.zeros(len(rows), dtype=bool)
+    for target, linked in prepared.links.items() if len(rows) else ():
+        with register.reading() as database:
+            query = "SELECT link_id FROM passports_out WHERE target = ? AND epsilon IS NOT NULL"
+            sent = [row[0] for row in database.execute(query, (target,))]
+        if sent:
+            found |= np.isin(rows, linked.rows[np.isin(linked.link_ids, sent)])
+    if found.any():
+        _LOG.warning(
+            "%d linked users get no private passport: their links carried those of other user ids, and a second draw would cost again",
+            int(found.sum()),
+        )
+    return found
 
 
 def _keep(register: Register, marks: list[bytes], vectors: np.ndarray) -> None:

@@ -214,6 +214,19 @@ def test_the_witness_never_falls(private: World) -> None:
         assert witness.draws() == LINKED
 
 
+def test_a_link_that_carried_a_draw_carries_no_other_when_user_ids_change(private: World, caplog: pytest.LogCaptureFixture) -> None:
+    first = vectors(private, "films", send(private, "films").read_bytes())
+    for name in ("interactions.csv", "links.csv"):
+        path = private.root / "books" / name
+        path.write_text(path.read_text().replace("p003,", "q003,"))
+
+    for target in ("films", "music"):  # music never got one of that link, but the person's other link did
+        again = vectors(private, target, send(private, target).read_bytes())
+        assert again == {person: vector for person, vector in first.items() if person != "p003"}
+    assert len(draws(private)) == LINKED
+    assert "1 linked users get no private passport" in caplog.text
+
+
 # who leaves
 
 
