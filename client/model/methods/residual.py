@@ -21,6 +21,8 @@ from client.model.objective import Batch, PrivateBias, PrivateResidual, Training
 from shared.config import ModelConfig, RunConfig
 from shared.transfer_layer import TransferLayer, shared_shapes
 
+from .shares import per_user
+
 
 class InterestModel(nn.Module):
     """Every parameter that the training loss reads: their joint vector is what is clipped and noised."""
@@ -63,13 +65,7 @@ class InterestModel(nn.Module):
         own = self.encoder(batch.history, batch.history_mask, batch.history_items)  # (batch, d)
         elsewhere = self.transferred(batch.passports, batch.descriptor)  # (batch, P, d)
         interests = self.head(torch.cat([own[:, None], elsewhere], dim=1))  # (batch, 1 + P, d)
-        loss = cross_entropy(interests, batch)  # (batch, 1 + P)
-        has_own = batch.history_mask.amax(dim=1)  # (batch,)
-        has_passport = batch.passport_mask.amax(dim=1)  # (batch,)
-        own_weight = has_own * torch.where(has_passport > 0, self.own_history_weight, 1.0)
-        passport_weight = has_passport * torch.where(has_own > 0, 1.0 - self.own_history_weight, 1.0)
-        brought = (loss[:, 1:] * batch.passport_mask).sum(dim=1) / batch.passport_mask.sum(dim=1).clamp(min=1.0)
-        return own_weight * loss[:, 0] + passport_weight * brought
+        return per_user(cross_entropy(interests, batch), batch, self.own_history_weight)
 
 
 def private_part(model: ModelConfig, generator: torch.Generator) -> PrivateResidual | PrivateBias | None:
