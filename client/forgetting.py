@@ -53,6 +53,7 @@ from .suppression import sorted_marks
 LIMITS = (
     "The source files are yours: this command never changes them. Take the rows out of them too, and out of backups and of copies of the "
     "home folder.",
+    "Lists of recommendations that were written for them are yours too: delete them, and what callers of the service kept.",
     "A partner who holds a passport keeps it until it expires, unless told: send each the file named above.",
     "The training state and what was released stay: they were made under differential privacy. The epsilon that was spent stays spent.",
     "A round that is being computed at this moment ends with the data it has opened; it is the last.",
