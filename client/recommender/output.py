@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
+import glob
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +23,10 @@ from ..durable_files import storage_errors
 
 FORMATS = (".parquet", ".csv", ".jsonl")
 _ROWS_OF_A_PART = 1_000_000
+_LEFT_AFTER_S = 60.0
+"""Age from which an unlocked folder was left by somebody who was killed, and is not just being made."""
+
+_NUMBER = re.compile(r"\(os error (\d+)\)")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,16 +64,22 @@ def check_format(path: Path) -> None:
 def write(path: Path, frames: Iterator[pl.DataFrame]) -> Written:
     """Writes frames one after the other; an earlier file stays as it was until the new one is whole.
 
+    What a killed process left beside it goes away.
+
     Raises:
         UsageError: the format is unknown.
         StorageError: no space left, or the folder cannot be written.
     """
     check_format(path)
     written = Written()
-    with storage_errors(f"'{path.name}'"):
+    with storage_errors(f"'{path}'"), _numbered():
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))  # 0700
+        lock = os.open(folder, os.O_RDONLY)
         try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
             whole = folder / f"whole{path.suffix.lower()}"
             os.close(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             counted = (written.count(frame) for frame in frames)
@@ -79,7 +95,35 @@ def write(path: Path, frames: Iterator[pl.DataFrame]) -> Written:
             os.replace(whole, path)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
     return written
+
+
+@contextlib.contextmanager
+def _numbered() -> Iterator[None]:
+    """Gives errors of Polars their number, which it says in words only: a full disk has to be told from a forbidden one."""
+    try:
+        yield
+    except (OSError, pl.exceptions.PolarsError) as error:
+        said = _NUMBER.search(str(error))
+        if getattr(error, "errno", None) is not None or (said is None and not isinstance(error, OSError)):
+            raise
+        number = int(said[1]) if said else errno.EIO
+        raise OSError(number, os.strerror(number)) from None
+
+
+def _sweep(path: Path) -> None:
+    """Deletes what killed processes left of earlier attempts at this file: lists of users are in it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        with contextlib.suppress(OSError):  # somebody still writes it, or was faster
+            if time.time() - left.stat().st_mtime < _LEFT_AFTER_S:
+                continue
+            folder = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(folder)
 
 
 def _parquet(whole: Path, frames: Iterator[pl.DataFrame]) -> None:

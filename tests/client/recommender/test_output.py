@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
+import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,5 +98,42 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"cannot write 'r\.csv'"):
+    with pytest.raises(StorageError, match=r"cannot write '.*/file/r\.csv'"):
         write(tmp_path / "file" / "r.csv", iter(FRAMES))
+
+
+@pytest.mark.parametrize("name", ["r.parquet", "r.csv", "r.jsonl"])
+@pytest.mark.parametrize("rows_of_a_part", [1000, 1_000_000])
+def test_where_the_file_finds_no_room_the_error_says_so(
+    tmp_path: Path, name: str, rows_of_a_part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "_ROWS_OF_A_PART", rows_of_a_part)
+    (tmp_path / name).write_bytes(b"before")
+    frames = [frame(f"user {at}", [os.urandom(16).hex() for _ in range(1000)]) for at in range(3)]
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(StorageError, match="no space left while writing"):
+            write(tmp_path / name, iter(frames))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+    assert (tmp_path / name).read_bytes() == b"before"
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_what_a_killed_process_left_goes_and_what_another_writes_stays(tmp_path: Path) -> None:
+    for name in (".r.csv.left", ".r.csv.locked", ".other.csv.left", ".r.csv.fresh"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "whole.csv").write_text("user")
+        os.utime(tmp_path / name, (0, 0))
+    os.utime(tmp_path / ".r.csv.fresh")
+    lock = os.open(tmp_path / ".r.csv.locked", os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write(tmp_path / "r.csv", iter(FRAMES))
+    finally:
+        os.close(lock)
+
+    assert sorted(os.listdir(tmp_path)) == [".other.csv.left", ".r.csv.fresh", ".r.csv.locked", "r.csv"]
