@@ -41,8 +41,8 @@ from .durable_files import storage_errors
 from .erasure_notice import Notice, file_name, notices_in, read_notice, write_notice
 from .live_profiles import LiveProfiles
 from .partner_data import partner_data
+from .passport_exchange import HALF, own_keys, partners, sent_mark, take_in
 from .passport_exchange import file_name as passport_file
-from .passport_exchange import own_keys, partners, sent_mark, take_in
 from .passports import contents, read_passports
 from .preparation import drop_versions, prepare
 from .queries import CurrentRun
@@ -271,8 +271,9 @@ def _clear_outbox(settings: ClientSettings, register: Register) -> list[str]:
 def _clear_inbox(settings: ClientSettings, register: Register) -> list[str]:
     """Files with an erased passport; the passports of others in them are taken in before, where the run in hand can use them."""
     gone = []
-    keys, run = own_keys(settings), CurrentRun(settings)
-    for path in sorted(settings.path(settings.passports.inbox).glob(passport_file("*", settings.domain))):
+    keys, run, inbox = own_keys(settings), CurrentRun(settings), settings.path(settings.passports.inbox)
+    half = inbox.glob(f"{HALF}*")  # a service that was killed left it; one that lives has lost nothing when its file is gone
+    for path in sorted([*inbox.glob(passport_file("*", settings.domain)), *half]):
         try:
             statement, link_ids = contents(read_passports(path), keys)
         except PassportError:
@@ -281,7 +282,7 @@ def _clear_inbox(settings: ClientSettings, register: Register) -> list[str]:
             with contextlib.suppress(PassportError, StateError):
                 take_in(settings, run.space_version(), path, dimension=run.config().model.dimension)
             with storage_errors(f"'{path.name}'"):
-                path.unlink()
+                path.unlink(missing_ok=True)
             gone.append(path.name)
     return gone
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("isthmus.passports")
 _DAY = 86_400
 _SUFFIX = ".passports"
+HALF = ".accepting-"
+"""How the name of a file begins that the service is taking in; hidden, so that nobody takes it for a delivery."""
 ENCODER_VERSION = "initial"
 """Passports are made by the encoder in its public initial state, once the interest space is fixed (contracts.md, 'Passports')."""
 

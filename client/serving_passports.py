@@ -16,12 +16,10 @@ from .durable_files import write_file
 from .key_rotation import own_keys
 from .live_profiles import LiveProfiles
 from .partner_data import partner_data
-from .passport_exchange import take_in
+from .passport_exchange import HALF, take_in
 from .passports import contents
 from .serving_errors import NothingNew
 from .settings import ClientSettings
-
-_HALF = ".accepting-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +67,7 @@ def accept(
             raise UsageError("the file holds no passport for 'link_id'", do="Compare the token with the one that the other side holds.")
         live.check_link(user, statement.source, link_id)
         _refuse_anothers(settings, user, statement.source, link_id)
-    half = settings.path(settings.passports.inbox) / f"{_HALF}{secrets.token_hex(8)}"  # hidden: nobody takes it for a delivery
+    half = settings.path(settings.passports.inbox) / f"{HALF}{secrets.token_hex(8)}"
     try:
         write_file(half, data)
         booked = take_in(settings, space_version, half, dimension=dimension)
@@ -95,6 +93,6 @@ def _refuse_anothers(settings: ClientSettings, user: str, source: str, link_id: 
 
 def sweep(settings: ClientSettings) -> None:
     """Removes what a killed service left."""
-    for path in settings.path(settings.passports.inbox).glob(f".*{_HALF[1:]}*"):
+    for path in settings.path(settings.passports.inbox).glob(f".*{HALF[1:]}*"):
         with contextlib.suppress(OSError):
             path.unlink()

@@ -15,7 +15,7 @@ from client.data.pseudonyms import PseudonymTable
 from client.erasure_notice import read_notice
 from client.forgetting import DELETED, NOTHING, REFITTED, finish, forget, take_notice
 from client.keys import seal
-from client.passport_exchange import export, own_keys, partners, take_in
+from client.passport_exchange import HALF, export, own_keys, partners, take_in
 from client.preparation import prepare
 from client.register import Register
 from client.rounds import training_data
@@ -247,6 +247,17 @@ def test_an_inbox_file_goes_and_the_others_in_it_are_taken_in(world: World) -> N
         links, _ = register.imported("films", space_version=world.space_version, now=0)
     assert len(links) == LINKED - 1
     assert link_id(GONE) not in links
+
+
+def test_what_a_killed_service_was_taking_in_goes_too(world: World) -> None:
+    made = export(world["films"], CONFIG, prepare(world["films"], CONFIG), "books", world.space_version)
+    inbox = world["books"].path("inbox")
+    inbox.mkdir()
+    shutil.copy(made.path, inbox / f"{HALF}0123456789abcdef")
+
+    forget(world["books"], [GONE])
+
+    assert list(inbox.iterdir()) == []
 
 
 def test_a_partner_who_is_told_drops_the_passport_and_keeps_its_own_data(done: World) -> None:
