@@ -5,6 +5,7 @@ Heavy libraries are imported inside the commands: ``--help`` answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,11 +160,16 @@ def _declared(settings: ClientSettings, declared: str | None) -> tuple[str | Non
 
     if declared is None:
         return None, None
-    path = Path(declared) if len(declared) < 4096 else Path()
+    path = Path(declared)
     if not is_table(path):
+        if os.path.isfile(declared):  # or the name of a file would be read as somebody's wish
+            what = f"{path} is a file, but no table of declared interests"
+            raise UsageError(
+                what, do=f"Give words, or a .csv, .parquet or .jsonl with the columns '{settings.data.user_column}' and 'text'."
+            )
         return check_declared(declared), None
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}", do="Check the path.")
+    if not os.path.isfile(declared):  # unlike a Path it takes words of any length
+        raise UsageError("--declared: there is no file of this name", do="Check the path.")
     columns = [Column(role="user", name=settings.data.user_column), Column(role="text", name="text")]
     frame = read_table(path, columns, lambda rows: rows).drop_nulls()
     if frame.is_empty():
@@ -190,13 +196,14 @@ def _named(settings: ClientSettings, value: str, at: int, of: int) -> pl.DataFra
     from ..recommender.filters import is_table, read_ids
 
     path, schema = Path(value), {"user": pl.String, "called": pl.String}
-    if is_table(path) and path.is_file():
+    there = os.path.isfile(value)  # unlike a Path it takes ids of any length
+    if is_table(path) and there:
         frame = read_table(path, [Column(role="user", name=settings.data.user_column)], lambda rows: rows).with_row_index("row", offset=1)
         frame = frame.drop_nulls()
         if frame.is_empty():
             raise UsageError(f"{path} names nobody", do=f"Give it the column '{settings.data.user_column}' and at least one row.")
         return frame.select("user", called=pl.format(f"the user in row {{}} of {path}", "row"))
-    if path.is_file() or is_table(path) or path.suffix == ".txt":
+    if there or is_table(path) or path.suffix == ".txt":
         lines = read_ids(path)
         called = [f"the user in line {number:,} of {path}" for number, _ in lines]
         return pl.DataFrame({"user": [name for _, name in lines], "called": called}, schema=schema)

@@ -121,6 +121,15 @@ def test_similar_items_are_shown(open_shops: World, capsys: pytest.CaptureFixtur
     assert all(subject_of(row["item"]) == "chess" for row in rows)
 
 
+def test_long_words_are_read_as_words(open_shops: World, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(
+        "recommend", open_shops.toml("films"), "--declared", "lava from a volcano " * 300, "--k", "4", "--json", capsys=capsys
+    )
+
+    assert code == 0
+    assert json.loads(out)["sources"] == {"declared": 1}
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -139,6 +148,9 @@ def test_similar_items_are_shown(open_shops: World, capsys: pytest.CaptureFixtur
         (["--declared", ""], 2, "are empty"),
         (["--declared", "x" * 1_000_000], 2, "more than 20,000 characters"),
         (["--declared", "nowhere.csv"], 2, "there is no file"),
+        (["--declared", "secret-name likes volcanoes " * 100 + ".csv"], 2, "there is no file"),
+        (["--declared", __file__], 2, "no table of declared interests"),
+        (["--users", "secret-name" * 100], 2, "user 1 of 1 is not known here"),
     ],
 )
 def test_what_cannot_be_meant_ends_with_a_code_and_a_line(
