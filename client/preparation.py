@@ -146,9 +146,8 @@ class PreparedDomain:
         if not path.is_file():
             path = self.folder / space_version / "space.npz"  # where an earlier version of isthmus kept it
         if not path.is_file():
-            raise StateError(
-                "this client does not know the interest space of the run", do="Start the run again: its first messages bring the space."
-            )
+            what = f"the interest space of the run is not here: there is no file {self._kept_space(space_version)}"
+            raise StateError(what, do="Put it back from a copy of the folder, or take part in a run: its first messages bring it.")
         with np.load(path) as arrays:
             return InterestSpace.from_arrays(dict(arrays))
 

@@ -252,7 +252,7 @@ def test_without_a_benchmark_everybody_trains(world: World) -> None:
 
 
 def test_an_interest_space_that_was_never_sent_is_unknown(world: World) -> None:
-    with pytest.raises(StateError, match="does not know the interest space"):
+    with pytest.raises(StateError, match="the interest space of the run is not here"):
         prepare(world["books"], CONFIG).coordinates("0" * 16)
 
 

@@ -278,7 +278,7 @@ def test_a_model_of_another_interest_space_is_not_recommended_with(shops: World)
     assert state is not None
     folder.replace(dataclasses.replace(state, space_version="0" * 16))
 
-    with pytest.raises(StateError, match="does not know the interest space"):
+    with pytest.raises(StateError, match="the interest space of the run is not here"):
         Recommender.open(shops["films"])
 
 
