@@ -99,7 +99,7 @@ def progress_of(out: Path) -> dict[str, int]:
     return {slot.name: rounds(slot) for slot in (out / "runs").iterdir()}
 
 
-@pytest.mark.journey
+@pytest.mark.slow
 def test_a_comparison_that_is_interrupted_and_killed_ends_with_every_run_made_once(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
     out = (tmp_path / "out").resolve()
