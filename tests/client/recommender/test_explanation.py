@@ -94,7 +94,7 @@ def test_what_nobody_takes_and_nobody_likes_is_not_called_popular(films: Recomme
 def test_a_short_reason_says_which_of_the_two_lifts_an_item(films: Recommender) -> None:
     (answer,) = films.recommend([Request(user="n00", k=20)])
     reasons = {each.item: each.reason for each in answer.items}
-    assert set(reasons.values()) == {PERSONAL, POPULAR}
+    assert {PERSONAL, POPULAR} <= set(reasons.values()) <= {PERSONAL, POPULAR, NEITHER}  # a list of 20 may reach where nothing lifts
     assert reasons["f00"] == POPULAR
     assert reasons["f08"] == PERSONAL
 

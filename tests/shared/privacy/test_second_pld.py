@@ -96,7 +96,7 @@ def test_it_never_contradicts_the_first_accountant_or_renyi(events: list[Mechani
     # both PLDs are rounded up: neither may lie below the other one's true lower end
     assert found.low <= first + 1e-6
     assert found.low <= found.high <= by_renyi + 0.01
-    assert found.high == pytest.approx(first, abs=max(0.02, 0.01 * first))
+    assert found.high == pytest.approx(first, abs=max(0.03, 0.01 * first))  # both are rounded up, each on its own grid
 
 
 def test_a_coarser_grid_only_widens_the_bracket(monkeypatch: pytest.MonkeyPatch) -> None:
