@@ -81,7 +81,7 @@ class Gathering(Generic[Asked, Answered]):
         """Never raises: an error is an answer."""
         try:
             return self._answer(requests)
-        except Exception as error:
+        except Exception as error:  # whatever it is, it is the answer of the request that caused it, and of no other
             if len(requests) == 1:
                 return [error]
         return [one for request in requests for one in self._answers([request])]

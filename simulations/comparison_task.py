@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -138,13 +139,16 @@ def main() -> None:
     try:
         from .scenario import run_scenario
 
-        note = lambda text: _tell(events, {"event": "note", "text": text})  # noqa: E731
-        folder = make(task, run_scenario, progress=_staged(events), note=note)
+        folder = make(task, run_scenario, progress=_staged(events), note=partial(_note, events))
         _tell(events, {"event": "finished", "folder": str(folder)})
     except IsthmusError as error:
         _tell(events, {"event": "failed", "kind": type(error).__name__, "what": error.what, "do": error.do, "exit_code": error.exit_code})
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGTERM)
+
+
+def _note(events: TextIO, text: str) -> None:
+    _tell(events, {"event": "note", "text": text})
 
 
 def _tell(events: TextIO, event: Mapping[str, Any]) -> None:

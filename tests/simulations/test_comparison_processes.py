@@ -24,7 +24,9 @@ from simulations.shared_work import by_person, rearranged
 from simulations.variants import Variant
 
 ROOT = Path(__file__).parents[2]
-TINY = """
+ROUNDS = 16
+"""Enough for a run to be met at work again after it was interrupted twice, however slow the machine is."""
+TINY = f"""
 [data]
 kind = "synthetic"
 [synthetic]
@@ -35,8 +37,8 @@ interactions = 6
 [run]
 name = "tiny"
 [run.privacy]
-rounds = 4
-steps_per_round = 3
+rounds = {ROUNDS}
+steps_per_round = 1
 sampling_rate = 0.25
 expected_batch_users = 30
 [run.model]
@@ -134,7 +136,9 @@ def test_a_comparison_that_is_interrupted_and_killed_ends_with_every_run_made_on
     assert {(run["epsilon_target"], run["seed"]) for run in values["runs"]} == {(8.0, 0), (2.0, 0)}
     for slot in (out / "runs").iterdir():
         assert len(list(slot.glob("*/config.toml"))) == 1, f"{slot.name} was begun anew instead of resumed"
-        assert [json.loads(line)["round"] for line in next(slot.glob("*/rounds.jsonl")).read_text().splitlines()] == [1, 2, 3, 4]
+        assert [json.loads(line)["round"] for line in next(slot.glob("*/rounds.jsonl")).read_text().splitlines()] == list(
+            range(1, ROUNDS + 1)
+        )
     assert not (out / "cache" / "prepared").exists()
 
     alone = run_scenario(str(tmp_path / "tiny.toml"), out=tmp_path / "alone", epsilon=8.0, with_target_only=False)
