@@ -207,6 +207,8 @@ def _named(settings: ClientSettings, value: str, at: int, of: int) -> pl.DataFra
         lines = read_ids(path)
         called = [f"the user in line {number:,} of {path}" for number, _ in lines]
         return pl.DataFrame({"user": [name for _, name in lines], "called": called}, schema=schema)
+    if os.path.isdir(value):
+        raise UsageError(f"--users {at} of {of} is a folder", do="Name a user, or a file of users.")
     if not value.strip():
         raise UsageError(f"user {at} of {of} is empty", do="Name a user, or a file of users.")
     return pl.DataFrame({"user": [value.strip()], "called": [f"user {at} of {of}"]}, schema=schema)
@@ -220,6 +222,8 @@ def _somebody(recommender: Recommender, words: str, *, k: int, **wanted: Any) ->
     from ..recommender.requests import Request
 
     (one,) = recommender.recommend([Request(declared=words, k=k, **wanted)])
+    if one.source == "popularity":
+        print("these words say nothing to the text model (another script?): the list is of what is popular", file=sys.stderr)
     said = {"user": "", "source": one.source, "uncertainty": one.uncertainty, "model_version": one.model_version}
     rows = [{**said, "rank": rank, "item": i.item, "score": i.score, "reason": i.reason} for rank, i in enumerate(one.items, start=1)]
     return pl.DataFrame(rows, schema=SCHEMA)
@@ -238,7 +242,8 @@ def _kept(out: Path | None, frames: Any, shown: list[pl.DataFrame]) -> Written:
 
 def _say_unknown(recommender: Recommender) -> None:
     if unknown := recommender.filters.unknown:
-        print(f"{unknown:,} rows of the lists name items that the catalogue lacks; they change nothing", file=sys.stderr)
+        rows = "1 row of the lists names an item" if unknown == 1 else f"{unknown:,} rows of the lists name items"
+        print(f"{rows} that the catalogue lacks: no effect", file=sys.stderr)
 
 
 def _progress() -> Callable[[int, int], None] | None:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from shared.errors import ConfigError, InvalidItem
 
+from .legible import legible
 from .vector_cache import VectorCache
 
 if TYPE_CHECKING:
@@ -127,6 +128,10 @@ class TextEncoder:
     def language_model(self) -> Any:
         """The model itself, in evaluation mode; this encoder's own, so whoever changes it takes an encoder of his own."""
         return self._loaded[1]
+
+    def legible(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """(n,) whether the model has words for each text, or would have to spell it: see `client.model.legible`."""
+        return legible(self.tokenizer, [normalised(text) for text in texts], max_tokens=self.max_tokens)
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Array32:
         """Vectors (n, dimension) float32 of texts, in their order: unit rows, and a row of zeros for a text without any token.

@@ -288,10 +288,10 @@ class Recommender:
         return np.asarray(vectors[rows.to_numpy()])
 
     def _read(self, now: Opened, texts: list[str]) -> np.ndarray:
-        """(n, d) places of declared interests; what a person typed is kept nowhere, so there is no cache."""
+        """(n, d) places of declared interests, zeros where the model cannot read them; what a person typed is kept nowhere: no cache."""
         with self._reading:  # a model is loaded once, whoever comes first
-            vectors = self._encoder.encode(texts)
-        return now.delivered.space.project(vectors)
+            vectors, read = self._encoder.encode(texts), self._encoder.legible(texts)
+        return np.where(read[:, None], now.delivered.space.project(vectors), np.float32(0.0))
 
     @cached_property
     def _encoder(self) -> TextEncoder:

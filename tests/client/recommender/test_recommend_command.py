@@ -79,6 +79,13 @@ def test_words_make_a_list_for_somebody_without_an_account(open_shops: World, ca
     assert {subject_of(each["item"]) for each in one["items"]} <= {"volcano", SUBJECTS[0]}
 
 
+def test_words_of_another_script_are_answered_by_popularity_and_it_is_said(open_shops: World, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call("recommend", open_shops.toml("films"), "--declared", "火山とマグマ", "--k", "4", "--json", capsys=capsys)
+
+    assert (code, json.loads(out)["sources"]) == (0, {"popularity": 1})
+    assert "say nothing to the text model" in err
+
+
 def test_declared_interests_of_several_users_come_in_a_table(open_shops: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "declared.csv"
     table.write_text("user_id,text\nnew-1,volcano\nnew-2,yachts and sailing\n")
@@ -145,6 +152,7 @@ def test_long_words_are_read_as_words(open_shops: World, capsys: pytest.CaptureF
         (["--users", "p001", "--diversity", "2"], 2, "'diversity'"),
         (["--users", "p001", "--engine", "best"], 2, "no engine"),
         (["--users", "p001", "--in-stock", "nowhere.txt"], 2, "there is no file"),
+        (["--users", "."], 2, "is a folder"),
         (["--declared", ""], 2, "are empty"),
         (["--declared", "x" * 1_000_000], 2, "more than 20,000 characters"),
         (["--declared", "nowhere.csv"], 2, "there is no file"),

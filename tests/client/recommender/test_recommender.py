@@ -76,6 +76,13 @@ def test_declared_interests_are_read_in_a_persons_own_words(films: Recommender) 
     assert set(about(answer)) == {"volcano"}
 
 
+def test_words_that_the_language_model_cannot_read_get_what_is_popular(films: Recommender) -> None:
+    answer = one(films, declared="вулканы и горячая лава", k=5)
+
+    assert (answer.source, answer.uncertainty) == (POPULARITY, 1.0)
+    assert answer.items == one(films, declared=None, k=5).items
+
+
 def test_a_declared_vector_says_the_same_as_the_items_it_points_to(films: Recommender, open_shops: World) -> None:
     coordinates = films._now.delivered.coordinates
     answer = one(films, interest=coordinates[4], space_version=open_shops.space_version, k=5)
