@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_SPELT = 0.5
-"""Share of a text's tokens that may be unknown or lone letters. Measured with the built-in model: English, German and French 0 to .33; Russian,
-Chinese, Japanese, Korean, Arabic and Hindi .57 to 1."""
+"""Share of a text's tokens that may be unknown or lone letters. Measured with the built-in model: English, German and French 0 to .33;
+Russian, Chinese, Japanese, Korean, Arabic and Hindi .57 to 1."""
 _INSIDE = "##"
 """How WordPiece (Schuster & Nakajima 2012) marks a piece inside a word; vocabularies of other kinds are judged by unknown tokens alone."""
 
