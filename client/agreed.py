@@ -113,6 +113,7 @@ FREE: Mapping[str, str] = {
     "training.target_items": _CLIPPED,
     "training.catalogue_negatives": _CLIPPED,
     "training.own_history_weight": _CLIPPED,
+    "training.own_as_passport": "makes an example of the user's own items; the loss is clipped and noised whatever it is",
     "training.temperature": _CLIPPED,
     "training.adversarial_weight": _CLIPPED,
     "training.inner_steps": _CLIPPED,

@@ -108,6 +108,9 @@ class TrainingConfig:
     target_items: int = setting(8, "items a user's loss is about", unit="items", low=1, high=64)
     catalogue_negatives: int = setting(1024, "negatives drawn from the public catalogue in each step", unit="items", low=1, high=1_000_000)
     own_history_weight: float = setting(0.2, "share of the own-history term in the loss of a user who brought passports", low=0.0, high=1.0)
+    own_as_passport: bool = setting(
+        False, "users who brought no passport train the transfer with the one that this domain would make of their history"
+    )
     temperature: float = setting(4.0, "scale of scores at the start of training", low=0.01, high=100.0)
     history_decay: float = setting(0.9, "weight of an item relative to the next later one in the untrained encoder", low=0.01, high=1.0)
     adversarial_weight: float = setting(0.1, "weight of the reversed gradient of the method 'adversarial'", low=0.0, high=10.0)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from client.data.histories import Histories
+from client.model.encoders.recency import recency_weighted_mean
 from client.model.objective import Batch
 from shared.config import TrainingConfig
 
@@ -74,12 +75,14 @@ class Examples:
         history, history_mask = self._history(items, present, is_target)
         negatives, hits = self._draw_negatives(targets)
         rows = self._passports.rows[users]  # (batch, P)
-        brought = self._vectors(rows)  # (batch, P, d)
+        brought, has_brought = self._vectors(rows), rows >= 0  # (batch, P, d), (batch, P)
+        if self._config.own_as_passport:
+            self._stand_in(brought, has_brought, history, history_mask)
         return Batch(
             history=self._rows(history),
             history_mask=torch.from_numpy(history_mask.astype(np.float32)),
             passports=torch.from_numpy(brought),
-            passport_mask=torch.from_numpy((rows >= 0).astype(np.float32)),
+            passport_mask=torch.from_numpy(has_brought.astype(np.float32)),
             targets=self._rows(targets),
             target_mask=torch.from_numpy(target_mask.astype(np.float32)),
             negatives=self._rows(negatives),
@@ -109,6 +112,13 @@ class Examples:
         if len(self._passports.vectors) == 0:
             return np.zeros((*rows.shape, len(self._nothing)), dtype=np.float32)
         return np.where((rows >= 0)[..., None], self._passports.vectors[np.maximum(rows, 0)], np.float32(0.0))
+
+    def _stand_in(self, brought: np.ndarray, has_brought: np.ndarray, history: np.ndarray, history_mask: np.ndarray) -> None:
+        """Gives who brought nothing the passport that this domain would make of the history, in place: the targets are not in it."""
+        alone = np.flatnonzero(~has_brought.any(axis=1) & history_mask.any(axis=1))
+        coordinates = self._coordinates[history[alone]]  # (alone, L, d)
+        brought[alone, 0] = recency_weighted_mean(coordinates, history_mask[alone], self._config.history_decay)
+        has_brought[alone, 0] = True
 
     def _draw_targets(self, items: np.ndarray, present: np.ndarray, step: np.uint64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Up to M items of each user, at most half of them (rounded up), so that there is a history to predict them from."""

@@ -23,6 +23,7 @@ CONFIGS = st.builds(
     max_history_items=st.integers(1, 12),
     max_items_per_user=st.integers(2, 15),
     catalogue_negatives=st.integers(1, 80),
+    own_as_passport=st.booleans(),
 )
 
 
@@ -165,3 +166,30 @@ def test_one_user_more_leaves_all_other_examples_as_they_are() -> None:
 
 def identity_like(lists: list[np.ndarray]) -> Examples:
     return identity_examples([np.unique(items % ITEMS).tolist() for items in lists], dataclasses.replace(TrainingConfig(), target_items=4))
+
+
+@settings(max_examples=60)
+@given(LISTS, CONFIGS, st.integers(0, 5), st.data())
+def test_who_brought_nothing_trains_the_transfer_with_a_passport_of_the_own_history_and_nobody_else_is_touched(
+    lists: list[list[int]], config: TrainingConfig, seed: int, data: st.DataObject
+) -> None:
+    brought = np.array([data.draw(st.booleans()) for _ in lists], dtype=bool)
+    rows = np.full((len(lists), 2), -1, dtype=np.int32)
+    rows[brought, 1] = np.arange(brought.sum())
+    passports = Passports(vectors=np.full((int(brought.sum()), ITEMS), 7.0, dtype=np.float32), rows=rows)
+    everybody = np.arange(len(lists))
+    plain = identity_examples(lists, dataclasses.replace(config, own_as_passport=False), seed, passports)(everybody)
+    batch = identity_examples(lists, dataclasses.replace(config, own_as_passport=True), seed, passports)(everybody)
+
+    for at, (history, _) in enumerate(read(batch)):
+        if brought[at] or not history:
+            assert batch.passports[at].equal(plain.passports[at])
+            assert batch.passport_mask[at].equal(plain.passport_mask[at])
+            continue
+        assert batch.passport_mask[at].tolist() == [1.0, 0.0]
+        made = batch.passports[at, 0].numpy()
+        weights = config.history_decay ** np.arange(len(history) - 1, -1, -1)
+        assert set(np.flatnonzero(made)) == set(history)  # and none of the targets
+        np.testing.assert_allclose(made[history], weights / weights.sum(), rtol=1e-5)
+    for name in ("history", "history_mask", "targets", "target_mask", "negatives", "hits"):
+        assert getattr(batch, name).equal(getattr(plain, name))
