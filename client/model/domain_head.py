@@ -34,7 +34,7 @@ RIDGES = (5.0, 20.0)
 _LOUD = tuple((ridge, loudness) for ridge in RIDGES for loudness in KAPPAS)
 CUTS = (5, 10, 20, 50)
 _STEPS, _USERS_PER_STEP, _LEARNING_RATE = 80, 192, 0.08
-_PARTS, _FEW, _MOST_HELD_BACK, _USERS_AT_A_TIME = 5, 500, 1000, 256
+_PARTS, _HELD_BACK, _FEW, _MOST_HELD_BACK, _USERS_AT_A_TIME = 5, 2, 500, 2500, 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -168,12 +168,11 @@ def fit(data: FittingData, coordinates: np.ndarray, *, generator: np.random.Gene
     items = torch.from_numpy(np.array(coordinates))  # a copy: the file is mapped read-only
     parts = np.array_split(generator.permutation(data.users), _PARTS)
     few, everybody = data.users < _FEW, np.arange(data.users)
-    tried = [
-        _Tried.of(data, items, np.setdiff1d(everybody, part), part[:_MOST_HELD_BACK], generator) for part in (parts if few else parts[:1])
-    ]
+    held_back = parts if few else [np.concatenate(parts[:_HELD_BACK])[:_MOST_HELD_BACK]]
+    tried = [_Tried.of(data, items, np.setdiff1d(everybody, part), part, generator) for part in held_back]
     chosen = _trusted(np.concatenate([one.hits for one in tried], axis=1), among=range(1, len(tried[0].heads)), kept=0)
     head = _gated(data, items, everybody, generator)[chosen] if few else tried[0].heads[chosen]
-    if data.passports is None or len(everybody) - len(parts[0]) < neighbours.LEAST:
+    if data.passports is None or len(tried[0].fitted_on) < neighbours.LEAST:
         return head
     heard = np.concatenate([one.hits_of_neighbours(data, np.asarray(coordinates), chosen, generator) for one in tried], axis=1)
     best = _trusted(heard, among=range(1, len(heard)), kept=0)
