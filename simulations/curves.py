@@ -20,11 +20,12 @@ from .run_slots import epsilon_name
 
 _MARKERS = "osD^vPX*"
 _SHIFT = 0.05
-_SIZE_IN = (5.6, 3.7)
+_WIDTH_IN, _AXES_IN, _LEGEND_ROW_IN, _LEGEND_COLUMNS = 7.4, 3.0, 0.2, 2
 _CONTROLS = (
     ("popularity", MUTED, (0, (4, 3))),
     ("linked-popularity", MUTED, (0, (1, 2))),
     ("head-only", "#b9a7cf", (0, (4, 3))),
+    ("neighbours", "#7d8f6b", (0, (6, 2, 1, 2))),
     ("pooled-ridge", CEILING, (0, (5, 3))),
 )
 """Rows that have no epsilon: drawn level, as a line without marks."""
@@ -92,10 +93,12 @@ def _picture(comparison: Comparison, results: Sequence[Pooled], name: str, title
     lines = series(comparison, results, metric)
     epsilons = sorted({r.epsilon for r in results})
     with rc_context(STYLE):
-        figure = Figure(figsize=_SIZE_IN, layout="constrained")
+        figure = Figure(layout="constrained")
         axes = figure.subplots()
         _draw(axes, lines, epsilons)
         _level(axes, results, metric, len(epsilons))
+        legend_rows = math.ceil(len(axes.get_legend_handles_labels()[1]) / _LEGEND_COLUMNS)
+        figure.set_size_inches(_WIDTH_IN, _AXES_IN + _LEGEND_ROW_IN * legend_rows)
         axes.set_xticks(range(len(epsilons)), [epsilon_name(epsilon) for epsilon in epsilons])
         axes.set_xlim(-0.4, len(epsilons) - 0.6)
         axes.grid(axis="y", color=LINE, linewidth=0.5)
@@ -103,7 +106,7 @@ def _picture(comparison: Comparison, results: Sequence[Pooled], name: str, title
         axes.set_xlabel("epsilon of the run (none = without privacy)")
         axes.set_ylabel("HR@10" if metric == "hr@10" else "nDCG@10")
         axes.set_title(title, loc="left", fontsize=11)
-        figure.legend(loc="outside lower left", ncols=2)
+        figure.legend(loc="outside lower left", ncols=_LEGEND_COLUMNS)
     spoken = "; ".join(
         f"{line.name}: " + ", ".join(f"{found.mean:.3f} at epsilon {epsilon_name(epsilon)}" for epsilon, found in line.points)
         for line in lines
@@ -112,7 +115,7 @@ def _picture(comparison: Comparison, results: Sequence[Pooled], name: str, title
 
 
 def series(comparison: Comparison, results: Sequence[Pooled], metric: str) -> list[Series]:
-    """A line for each variant's federation; with a single variant also its target-only and shuffled rows."""
+    """A line for each variant's federation, and for the first one trained at each target alone; a single one has the shuffled row too."""
     variants = comparison.variants
     found = []
     for at, variant in enumerate(variants):
@@ -124,6 +127,8 @@ def series(comparison: Comparison, results: Sequence[Pooled], metric: str) -> li
                 ("target-only", "target-only", SERIES[1], (0, (5, 1, 1, 1))),
                 ("federated-shuffled", "shuffled users", ACCENT, (0, (1, 1))),
             ]
+        elif at == 0:
+            rows.append(("target-only", f"{rows[0][1]}: target-only", colour, (0, (5, 1, 1, 1))))
         for method, name, shade, style in rows:
             points = tuple((r.epsilon, r.methods[method][metric]) for r in of if method in r.methods)
             if points:
