@@ -202,17 +202,14 @@ class _Tried:
         cls, data: FittingData, items: torch.Tensor, fitted_on: np.ndarray, held_back: np.ndarray, generator: np.random.Generator
     ) -> _Tried:
         heads = _gated(data, items, fitted_on, generator)
-        hits = np.stack([_hits(head, data, items.numpy(), held_back) for head in heads])
-        return cls(heads=heads, fitted_on=fitted_on, held_back=held_back, hits=hits)
+        return cls(heads=heads, fitted_on=fitted_on, held_back=held_back, hits=_hits(heads, data, items.numpy(), held_back))
 
     def hits_of_neighbours(self, data: FittingData, coordinates: np.ndarray, chosen: int, generator: np.random.Generator) -> np.ndarray:
         """(1 + settings, held_back): the chosen head alone, and with neighbours as loud as `_LOUD` says."""
-        found, head = [self.hits[chosen]], self.heads[chosen]
+        head = self.heads[chosen]
         beside = {ridge: _neighbours(data, self.fitted_on, len(coordinates), ridge, generator) for ridge in RIDGES}
-        for ridge, loudness in _LOUD:
-            louder = dataclasses.replace(head, loudness=loudness, neighbours=beside[ridge])
-            found.append(_hits(louder, data, coordinates, self.held_back))
-        return np.stack(found)
+        louder = [dataclasses.replace(head, loudness=loudness, neighbours=beside[ridge]) for ridge, loudness in _LOUD]
+        return np.concatenate([self.hits[chosen][None], _hits(louder, data, coordinates, self.held_back)])
 
 
 def _gated(data: FittingData, items: torch.Tensor, people: np.ndarray, generator: np.random.Generator) -> list[ServingHead]:
@@ -295,28 +292,50 @@ def _climb(
 
 
 @torch.no_grad()
-def _hits(head: ServingHead, data: FittingData, coordinates: np.ndarray, people: np.ndarray) -> np.ndarray:
-    """(people,) whether an item of theirs is among the first k, averaged over `CUTS`; their own items count without them."""
+def _hits(heads: Sequence[ServingHead], data: FittingData, coordinates: np.ndarray, people: np.ndarray) -> np.ndarray:
+    """(heads, people) whether an item of theirs is among the first k, averaged over `CUTS`; their own items count without them."""
     log_counts, without = _tensors(data)
-    weights = torch.from_numpy(np.asarray(head.weights, dtype=np.float32))
     cuts = torch.tensor(CUTS)
-    parts = []
+    found = np.zeros((len(heads), len(people)), dtype=np.float32)
     for start in range(0, len(people), _USERS_AT_A_TIME):
         users = people[start : start + _USERS_AT_A_TIME]
         rows, items, _ = data.of(users)
-        scores = _own_scores(
-            torch.from_numpy(head.scores(data.interests[users], coordinates, _or(data.passports, data.interests)[users])),
-            weights,
-            log_counts,
-            without,
-            rows,
-            items,
-        )
-        best = torch.full((len(users),), -torch.inf).scatter_reduce(0, rows, scores[rows, items], "amax")
-        rank = (scores > best[:, None]).sum(dim=1) + ((scores == best[:, None]).sum(dim=1) - 1).clamp(min=0) / 2
-        found = (rank[:, None] < cuts) & torch.isfinite(best)[:, None]  # (people, cuts)
-        parts.append(found.float().mean(dim=1).numpy())
-    return np.concatenate(parts)
+        parts = _Parts(data.interests[users], _or(data.passports, data.interests)[users], coordinates)
+        for at, head in enumerate(heads):
+            weights = torch.from_numpy(np.asarray(head.weights, dtype=np.float32))
+            scores = _own_scores(torch.from_numpy(parts.scores(head)), weights, log_counts, without, rows, items)
+            best = torch.full((len(users),), -torch.inf).scatter_reduce(0, rows, scores[rows, items], "amax")
+            rank = (scores > best[:, None]).sum(dim=1) + ((scores == best[:, None]).sum(dim=1) - 1).clamp(min=0) / 2
+            hit = (rank[:, None] < cuts) & torch.isfinite(best)[:, None]  # (people, cuts)
+            found[at, start : start + len(users)] = hit.float().mean(dim=1).numpy()
+    return found
+
+
+class _Parts:
+    """What heads have in common for some people, multiplied once: heads differ by how much they listen to each part."""
+
+    def __init__(self, interests: np.ndarray, passports: np.ndarray, coordinates: np.ndarray) -> None:
+        self._interests, self._passports, self._coordinates = interests, passports, coordinates
+        self._made: dict[int, np.ndarray] = {}  # by the identity of an array that a living head holds
+
+    def scores(self, head: ServingHead) -> np.ndarray:
+        """What ``head.scores`` gives, up to the last bits: (n, n_items) float32."""
+        found = np.broadcast_to(head.prior, (len(self._interests), len(self._coordinates))).copy()
+        if head.scale:
+            found += np.float32(head.scale) * self._of_interests(head.offset)
+        if head.neighbours is not None:
+            found += np.float32(head.loudness) * self._of_neighbours(head.neighbours)
+        return found
+
+    def _of_interests(self, offset: np.ndarray) -> np.ndarray:
+        if id(offset) not in self._made:
+            self._made[id(offset)] = (self._interests + offset).astype(np.float32) @ self._coordinates.T
+        return self._made[id(offset)]
+
+    def _of_neighbours(self, beside: Neighbours) -> np.ndarray:
+        if id(beside) not in self._made:
+            self._made[id(beside)] = beside.features(self._passports) @ beside.factors
+        return self._made[id(beside)]
 
 
 def counts_by_group(items: Sequence[np.ndarray], n_items: int) -> np.ndarray:

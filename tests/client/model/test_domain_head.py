@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from client.model import domain_head
 from client.model.domain_head import FittingData, ServingHead, counts_by_group, fit, popularity_head
+from client.model.neighbours import Neighbours
 
 ITEMS, D, USERS = 80, 8, 400
 
@@ -113,3 +115,27 @@ def test_users_without_items_do_no_harm() -> None:
     interests = np.concatenate([data.interests, np.zeros((5, D), np.float32)])
     more = FittingData(interests=interests, offsets=offsets, items=data.items, counts=data.counts)
     assert np.isfinite(fitted(more).prior).all()
+
+
+def test_parts_that_heads_share_give_each_head_its_scores() -> None:
+    generator = np.random.default_rng(5)
+    interests, passports = (generator.normal(size=(9, 4)).astype(np.float32) for _ in range(2))
+    coordinates = generator.normal(size=(30, 4)).astype(np.float32)
+    offset, counts = generator.normal(size=4).astype(np.float32), generator.normal(size=(2, 30)).astype(np.float32)
+    beside = [
+        Neighbours(landmarks=generator.normal(size=(3, 4)).astype(np.float32), factors=generator.normal(size=(3, 30)).astype(np.float32))
+        for _ in range(2)
+    ]
+    plain = ServingHead(scale=0.0, offset=np.zeros(4, dtype=np.float32), weights=np.array([1.0, 0.0], dtype=np.float32), log_counts=counts)
+    heads = [
+        plain,
+        dataclasses.replace(plain, scale=1.5, offset=offset),
+        dataclasses.replace(plain, scale=0.5, offset=offset, loudness=30.0, neighbours=beside[0]),
+        dataclasses.replace(plain, scale=0.5, offset=offset + 1, loudness=7.0, neighbours=beside[1]),
+        dataclasses.replace(plain, scale=2.0, offset=offset, loudness=100.0, neighbours=beside[0]),
+    ]
+
+    parts = domain_head._Parts(interests, passports, coordinates)
+
+    for head in [*heads, *heads]:
+        np.testing.assert_allclose(parts.scores(head), head.scores(interests, coordinates, passports), rtol=1e-4, atol=1e-4)
