@@ -78,7 +78,8 @@ def recommend(
     """Recommend items to your own users, with what the last run delivered.
 
     Who has a history here is read by it; who brought a passport from a partner, by that; who declared interests, by these; everybody else
-    gets what is popular. What was observed by a running service counts at once. Nothing of it leaves this machine.
+    gets what is popular, and so does who used words that the text model can only spell, as those of another script. What was observed by a
+    running service counts at once. Nothing of it leaves this machine.
 
     A file is written whole or not at all, readable by you alone: user, rank, item, score, reason, source, uncertainty, model_version.
 
