@@ -69,7 +69,7 @@ class Picture:
 
 
 def _saved(figure: Figure, path: Path) -> Path:
-    metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type") if path.suffix == ".svg" else ("Software",))
     drawn = io.BytesIO()
     with rc_context(STYLE):
         figure.savefig(drawn, format=path.suffix[1:], facecolor="white", dpi=160, metadata=metadata)
