@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.optimize
 import scipy.sparse
 import torch
 
@@ -33,7 +34,7 @@ KAPPAS = (30.0, 100.0, 300.0, 1000.0)
 RIDGES = (5.0, 20.0)
 _LOUD = tuple((ridge, loudness) for ridge in RIDGES for loudness in KAPPAS)
 CUTS = (5, 10, 20, 50)
-_STEPS, _USERS_PER_STEP, _LEARNING_RATE = 80, 192, 0.08
+_FITTED_BY, _ITERATIONS, _OFFSET_RIDGE, _LEAST_SCALE = 1500, 20, 100.0, 0.01
 _PARTS, _HELD_BACK, _FEW, _MOST_HELD_BACK, _USERS_AT_A_TIME = 5, 2, 500, 2500, 256
 
 
@@ -214,8 +215,8 @@ class _Tried:
 
 def _gated(data: FittingData, items: torch.Tensor, people: np.ndarray, generator: np.random.Generator) -> list[ServingHead]:
     """Popularity, and a head for each gate."""
-    full = _climb(data, items, people, generator, with_interest=True)
-    plain = _climb(data, items, people, generator, with_interest=False)
+    full = _most_likely(data, items, people, generator, with_interest=True)
+    plain = _most_likely(data, items, people, generator, with_interest=False)
     return [popularity_head(data.counts, items.shape[1]), *(_between(plain, full, gate) for gate in GATES)]
 
 
@@ -260,35 +261,51 @@ def _tensors(data: FittingData) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(_log(data.counts)), torch.from_numpy(_log(np.maximum(data.counts - 1, 0)))
 
 
-def _climb(
+def _most_likely(
     data: FittingData, coordinates: torch.Tensor, people: np.ndarray, generator: np.random.Generator, *, with_interest: bool
 ) -> ServingHead:
-    """Maximum likelihood by Adam over mini-batches of people; the softmax is over the whole catalogue."""
+    """Maximum likelihood by L-BFGS; the softmax is over the whole catalogue.
+
+    Interests are centred first, so that the scale speaks of what tells people apart and the offset of what they share: in scale, scaled
+    offset and weights the problem is convex, and the offset has a ridge.
+    """
     log_counts, without = _tensors(data)
-    interests = torch.from_numpy(np.ascontiguousarray(data.interests))
-    log_scale = torch.zeros((), requires_grad=with_interest)
-    offset = torch.zeros(coordinates.shape[1], requires_grad=with_interest)
-    weights = torch.full((len(log_counts),), 1.0 / len(log_counts), requires_grad=True)
-    optimizer = torch.optim.Adam([p for p in (log_scale, offset, weights) if p.requires_grad], lr=_LEARNING_RATE)
-    for step in range(_STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = _LEARNING_RATE * (1 - step / _STEPS)
-        users = generator.choice(people, size=min(_USERS_PER_STEP, len(people)), replace=False)
-        rows, items, share = data.of(users)
-        scores = (weights @ log_counts).expand(len(users), -1)
-        if with_interest:
-            scores = scores + log_scale.exp() * (interests[users] + offset) @ coordinates.T
-        scores = _own_scores(scores, weights, log_counts, without, rows, items)
-        loss = -(torch.log_softmax(scores, dim=1)[rows, items] * share).sum() / len(users)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return ServingHead(
-        scale=float(log_scale.detach().exp()) if with_interest else 0.0,
-        offset=offset.detach().numpy().copy(),
-        weights=weights.detach().numpy().copy(),
-        log_counts=log_counts.numpy(),
+    users = generator.choice(people, size=min(_FITTED_BY, len(people)), replace=False)
+    rows, items, share = data.of(users)
+    interests = torch.from_numpy(np.ascontiguousarray(data.interests[users]))
+    centre = interests.mean(dim=0)
+    groups, scales = len(log_counts), int(with_interest)
+
+    def loss_and_gradient(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        parameters = torch.tensor(theta, dtype=torch.float32, requires_grad=True)
+        weights, scale, offset = parameters[:groups], parameters[groups : groups + 1], parameters[groups + 1 :]
+        penalty = _OFFSET_RIDGE * (offset**2).sum() / len(users)
+        penalty.backward()
+        total = penalty.item()
+        for start in range(0, len(users), _USERS_AT_A_TIME):
+            part = (rows >= start) & (rows < start + _USERS_AT_A_TIME)
+            own_rows, own_items = rows[part] - start, items[part]
+            some = interests[start : start + _USERS_AT_A_TIME]
+            scores = (weights @ log_counts).expand(len(some), -1)
+            if with_interest:
+                scores = scores + (scale * (some - centre) + offset) @ coordinates.T
+            scores = _own_scores(scores, weights, log_counts, without, own_rows, own_items)
+            loss = -(torch.log_softmax(scores, dim=1)[own_rows, own_items] * share[part]).sum() / len(users)
+            loss.backward()
+            total += loss.item()
+        assert parameters.grad is not None
+        return total, parameters.grad.numpy().astype(np.float64)
+
+    offsets = coordinates.shape[1] * scales
+    begin = np.concatenate([np.full(groups, 1.0 / groups), np.ones(scales), np.zeros(offsets)])
+    bounds = [(None, None)] * groups + [(_LEAST_SCALE, None)] * scales + [(None, None)] * offsets
+    climbed = scipy.optimize.minimize(
+        loss_and_gradient, begin, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _ITERATIONS}
     )
+    found = climbed.x.astype(np.float32)
+    scale = float(found[groups]) if with_interest else 0.0
+    offset = found[groups + 1 :] / scale - centre.numpy() if with_interest else np.zeros(coordinates.shape[1], dtype=np.float32)
+    return ServingHead(scale=scale, offset=offset, weights=found[:groups].copy(), log_counts=log_counts.numpy())
 
 
 @torch.no_grad()
