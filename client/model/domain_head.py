@@ -34,7 +34,7 @@ KAPPAS = (30.0, 100.0, 300.0, 1000.0)
 RIDGES = (5.0, 20.0)
 _LOUD = tuple((ridge, loudness) for ridge in RIDGES for loudness in KAPPAS)
 CUTS = (5, 10, 20, 50)
-_FITTED_BY, _ITERATIONS, _OFFSET_RIDGE, _LEAST_SCALE = 1500, 20, 100.0, 0.01
+_FITTED_BY, _ITERATIONS, _GOOD_ENOUGH, _OFFSET_RIDGE, _LEAST_SCALE = 1500, 20, 1e-5, 100.0, 0.01
 _PARTS, _HELD_BACK, _FEW, _MOST_HELD_BACK, _USERS_AT_A_TIME = 5, 2, 500, 2500, 256
 
 
@@ -300,7 +300,7 @@ def _most_likely(
     begin = np.concatenate([np.full(groups, 1.0 / groups), np.ones(scales), np.zeros(offsets)])
     bounds = [(None, None)] * groups + [(_LEAST_SCALE, None)] * scales + [(None, None)] * offsets
     climbed = scipy.optimize.minimize(
-        loss_and_gradient, begin, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _ITERATIONS}
+        loss_and_gradient, begin, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _ITERATIONS, "ftol": _GOOD_ENOUGH}
     )
     found = climbed.x.astype(np.float32)
     scale = float(found[groups]) if with_interest else 0.0

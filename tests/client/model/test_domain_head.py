@@ -62,9 +62,7 @@ def test_where_the_interest_decides_the_gate_opens_fully() -> None:
 
 def most_likely(data: FittingData, with_interest: bool = True) -> ServingHead:
     everybody = np.arange(data.users)
-    return domain_head._most_likely(
-        data, torch.from_numpy(coordinates()), everybody, np.random.default_rng(0), with_interest=with_interest
-    )
+    return domain_head._most_likely(data, torch.from_numpy(coordinates()), everybody, np.random.default_rng(0), with_interest=with_interest)
 
 
 def test_likelihood_finds_how_strong_the_interest_is() -> None:
