@@ -34,7 +34,10 @@ KAPPAS = (30.0, 100.0, 300.0, 1000.0)
 RIDGES = (5.0, 20.0)
 _LOUD = tuple((ridge, loudness) for ridge in RIDGES for loudness in KAPPAS)
 CUTS = (5, 10, 20, 50)
-_FITTED_BY, _ITERATIONS, _GOOD_ENOUGH, _OFFSET_RIDGE, _LEAST_SCALE = 1500, 20, 1e-5, 100.0, 0.01
+OFFSET_RIDGES = (5.0, 100.0)
+"""How far a domain may lean away from the interests it is given: a shop of few staples leans far, a wide catalogue hardly."""
+
+_FITTED_BY, _ITERATIONS, _GOOD_ENOUGH, _LEAST_SCALE = 1500, 20, 1e-5, 0.01
 _PARTS, _HELD_BACK, _FEW, _MOST_HELD_BACK, _USERS_AT_A_TIME = 5, 2, 500, 2500, 256
 
 
@@ -214,10 +217,10 @@ class _Tried:
 
 
 def _gated(data: FittingData, items: torch.Tensor, people: np.ndarray, generator: np.random.Generator) -> list[ServingHead]:
-    """Popularity, and a head for each gate."""
-    full = _most_likely(data, items, people, generator, with_interest=True)
-    plain = _most_likely(data, items, people, generator, with_interest=False)
-    return [popularity_head(data.counts, items.shape[1]), *(_between(plain, full, gate) for gate in GATES)]
+    """Popularity, and a head for each ridge and gate."""
+    plain = _most_likely(data, items, people, generator, ridge=None)
+    full = [_most_likely(data, items, people, generator, ridge=ridge) for ridge in OFFSET_RIDGES]
+    return [popularity_head(data.counts, items.shape[1]), *(_between(plain, one, gate) for one in full for gate in GATES)]
 
 
 def _neighbours(data: FittingData, people: np.ndarray, n_items: int, ridge: float, generator: np.random.Generator) -> Neighbours:
@@ -262,24 +265,24 @@ def _tensors(data: FittingData) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _most_likely(
-    data: FittingData, coordinates: torch.Tensor, people: np.ndarray, generator: np.random.Generator, *, with_interest: bool
+    data: FittingData, coordinates: torch.Tensor, people: np.ndarray, generator: np.random.Generator, *, ridge: float | None
 ) -> ServingHead:
     """Maximum likelihood by L-BFGS; the softmax is over the whole catalogue.
 
     Interests are centred first, so that the scale speaks of what tells people apart and the offset of what they share: in scale, scaled
-    offset and weights the problem is convex, and the offset has a ridge.
+    offset and weights the problem is convex. The offset has a ridge; with none there is no interest in the head at all.
     """
     log_counts, without = _tensors(data)
     users = generator.choice(people, size=min(_FITTED_BY, len(people)), replace=False)
     rows, items, share = data.of(users)
     interests = torch.from_numpy(np.ascontiguousarray(data.interests[users]))
     centre = interests.mean(dim=0)
-    groups, scales = len(log_counts), int(with_interest)
+    groups, scales = len(log_counts), int(ridge is not None)
 
     def loss_and_gradient(theta: np.ndarray) -> tuple[float, np.ndarray]:
         parameters = torch.tensor(theta, dtype=torch.float32, requires_grad=True)
         weights, scale, offset = parameters[:groups], parameters[groups : groups + 1], parameters[groups + 1 :]
-        penalty = _OFFSET_RIDGE * (offset**2).sum() / len(users)
+        penalty = (ridge or 0.0) * (offset**2).sum() / len(users)
         penalty.backward()
         total = penalty.item()
         for start in range(0, len(users), _USERS_AT_A_TIME):
@@ -287,7 +290,7 @@ def _most_likely(
             own_rows, own_items = rows[part] - start, items[part]
             some = interests[start : start + _USERS_AT_A_TIME]
             scores = (weights @ log_counts).expand(len(some), -1)
-            if with_interest:
+            if scales:
                 scores = scores + (scale * (some - centre) + offset) @ coordinates.T
             scores = _own_scores(scores, weights, log_counts, without, own_rows, own_items)
             loss = -(torch.log_softmax(scores, dim=1)[own_rows, own_items] * share[part]).sum() / len(users)
@@ -303,8 +306,8 @@ def _most_likely(
         loss_and_gradient, begin, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _ITERATIONS, "ftol": _GOOD_ENOUGH}
     )
     found = climbed.x.astype(np.float32)
-    scale = float(found[groups]) if with_interest else 0.0
-    offset = found[groups + 1 :] / scale - centre.numpy() if with_interest else np.zeros(coordinates.shape[1], dtype=np.float32)
+    scale = float(found[groups]) if scales else 0.0
+    offset = found[groups + 1 :] / scale - centre.numpy() if scales else np.zeros(coordinates.shape[1], dtype=np.float32)
     return ServingHead(scale=scale, offset=offset, weights=found[:groups].copy(), log_counts=log_counts.numpy())
 
 

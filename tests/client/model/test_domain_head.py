@@ -60,9 +60,9 @@ def test_where_the_interest_decides_the_gate_opens_fully() -> None:
     assert fitted(people(strength=3.0)).scale > 2.3  # a gate of 1/2 would leave half of the strength of the people themselves
 
 
-def most_likely(data: FittingData, with_interest: bool = True) -> ServingHead:
+def most_likely(data: FittingData, ridge: float | None = 100.0) -> ServingHead:
     everybody = np.arange(data.users)
-    return domain_head._most_likely(data, torch.from_numpy(coordinates()), everybody, np.random.default_rng(0), with_interest=with_interest)
+    return domain_head._most_likely(data, torch.from_numpy(coordinates()), everybody, np.random.default_rng(0), ridge=ridge)
 
 
 def test_likelihood_finds_how_strong_the_interest_is() -> None:
@@ -87,8 +87,16 @@ def test_an_interest_that_points_away_is_not_turned_round() -> None:
     assert fitted(away).scale < 0.05
 
 
+def test_a_smaller_ridge_lets_a_domain_lean_further_from_the_interests() -> None:
+    data = people(strength=3.0)
+    taste = dataclasses.replace(data, items=np.zeros_like(data.items), counts=np.full((1, ITEMS), 5000))
+    near, far = (most_likely(taste, ridge=ridge) for ridge in (100.0, 5.0))
+    leans = [float(head.scale * (taste.interests.mean(axis=0) + head.offset) @ coordinates()[0]) for head in (near, far)]
+    assert 0 < leans[0] < leans[1]
+
+
 def test_a_head_without_interest_is_the_popularity_it_was_given() -> None:
-    head = most_likely(people(strength=0.0), with_interest=False)
+    head = most_likely(people(strength=0.0), ridge=None)
     assert head.scale == 0.0
     assert not head.offset.any()
     assert head.weights[0] > 0.0
