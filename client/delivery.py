@@ -7,9 +7,7 @@ blend for warm users, which reads what items say about one another.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,8 +16,7 @@ from shared import wire
 from shared.config import RunConfig
 from shared.errors import StateError
 
-from .data.histories import Histories
-from .model import warm_fit
+from . import warm_fits
 from .model.domain_head import FittingData, ServingHead, counts_by_group, fit
 from .model.item_tokens import ReadsTexts
 from .model.methods import InterestModel
@@ -39,7 +36,6 @@ OWN = "own history"
 
 _WARM = "warm/"
 _ROWS_AT_A_TIME = 4096
-_ITEMS_AT_A_TIME = 2**24
 
 
 def deliver(settings: ClientSettings, question: wire.Deliver) -> wire.Ok:
@@ -223,10 +219,10 @@ class Domain:
         return fit(data, np.asarray(self.coordinates), generator=generator)
 
     def fit_warm_head(self) -> WarmHead:
-        """Fits the blend for people with a history here."""
+        """The blend for people with a history here: fitted once for the same prepared data."""
         folder, read = self.prepared.folder.resolve(), self.config.training.max_history_items
         np.asarray(self.coordinates)  # so that they lie in the folder
-        return _warm_head(folder, self.space_version, self.settings.domain, self.config.seed, read)
+        return warm_fits.kept_or_fitted(folder, self.space_version, self.settings.domain, seed=self.config.seed, max_history=read)
 
     @torch.no_grad()
     def own_interests(self, model: InterestModel, users: np.ndarray, *, leave_out_last: bool = False) -> np.ndarray:
@@ -256,19 +252,3 @@ class Domain:
 
     def _generator(self, purpose: str) -> np.random.Generator:
         return keyed_generator(self.config.seed, self.settings.domain, "head", purpose)
-
-
-@functools.lru_cache(maxsize=4)
-def _warm_head(folder: Path, space_version: str, domain: str, seed: int, max_history: int) -> WarmHead:
-    """The model has no part in it, so that runs which share prepared data in one process, as a run and its controls do, fit it once.
-
-    Args:
-        folder: of the prepared data; its name is that of its content.
-    """
-    training = Histories.open(folder / "training")
-    coordinates = np.load(folder / space_version / "coordinates.npy")
-    counts = np.zeros(len(coordinates), dtype=np.int64)
-    for start in range(0, len(training.items), _ITEMS_AT_A_TIME):  # the histories of ten million users do not fit into memory
-        counts += np.bincount(training.items[start : start + _ITEMS_AT_A_TIME], minlength=len(coordinates))
-    generator = keyed_generator(seed, domain, "head", "warm")
-    return warm_fit.fit(training, coordinates, counts, generator=generator, max_history=max_history)

@@ -131,6 +131,8 @@ def run_scenario(
     control = functools.partial(target_only, folder, config, stayed if with_target_only else [], functools.partial(_prefixed, tell))
     twins = clock.timed("controls", control)
     clock.timed("evaluation", lambda: _evaluate(folder, stayed, twins, tell, work))
+    if work is not None and resume is None:
+        work.keep(settings, config)  # once more: coordinates and the blend for warm users came with the delivery
     metrics = _measure(folder, scenario, settings, outcome, split_seed, clock, tell)
     write_metrics(folder.metrics, metrics)
     if not keep_prepared:

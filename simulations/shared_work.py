@@ -63,10 +63,11 @@ class SharedWork:
             _linked_copy(entry / "prepared", one.at_home("prepared"))
 
     def keep(self, settings: Sequence[ClientSettings], config: RunConfig) -> None:
-        """Keeps what was prepared for the runs to come."""
+        """Keeps what was prepared for the runs to come, and of what is kept already, the files that came since."""
         for one in settings:
             entry = self._prepared(one, config)
             if entry.exists():
+                _link_new(one.at_home("prepared"), entry / "prepared", entry.with_name(f".{entry.name}.{os.getpid()}"))
                 continue
             new = entry.with_name(f".{entry.name}.{os.getpid()}")
             shutil.rmtree(new, ignore_errors=True)
@@ -173,6 +174,28 @@ def _table(settings: ClientSettings, name: str) -> Path | None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _link_new(source: Path, target: Path, aside: Path) -> None:
+    """Links into ``target`` what it lacks of ``source``; nothing where a file system has no links.
+
+    Others read ``target`` meanwhile: a folder takes its place when it is whole.
+
+    Args:
+        aside: where a folder is made, on the same file system and out of their sight.
+    """
+    for path in source.iterdir():
+        there = target / path.name
+        with contextlib.suppress(OSError):  # another process was faster
+            if path.is_dir() and there.is_dir():
+                _link_new(path, there, aside)
+            elif path.is_dir():
+                shutil.rmtree(aside, ignore_errors=True)
+                shutil.copytree(path, aside, copy_function=os.link)
+                aside.rename(there)
+            elif not there.exists():
+                os.link(path, there)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _linked_copy(source: Path, target: Path) -> None:

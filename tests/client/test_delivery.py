@@ -29,7 +29,7 @@ def domain(settings: ClientSettings, version: str) -> Domain:
     return Domain(settings=settings, config=CONFIG, prepared=prepare(settings, CONFIG), space_version=version)
 
 
-def test_delivery_writes_the_serving_folder_and_nothing_else(done: World) -> None:
+def test_a_second_delivery_writes_the_serving_folder_and_nothing_else(done: World) -> None:
     home = done["films"].at_home("")
     before = contents(home)
 

@@ -130,3 +130,32 @@ def test_what_one_run_prepared_the_next_one_only_opens(tmp_path):
     assert not any(one.at_home("prepared").exists() for one in other.settings)  # another world: nothing fits
     work.forget_prepared()
     assert (made[0].folder / "text.npy").is_file()  # what a run opened stays its own
+
+
+@pytest.mark.journey
+def test_what_came_while_a_run_went_on_is_shared_as_well(tmp_path):
+    work = SharedWork(tmp_path / "cache")
+    first, second, third = (world(tmp_path / name, seed=0) for name in "abc")
+    config, domains = first.scenario.run, range(len(first.settings))
+    prepared = [prepare(one, config).folder for one in first.settings]
+    work.keep(first.settings, config)
+    for folder in prepared:
+        (folder / "a-space").mkdir()
+        (folder / "a-space" / "coordinates.npy").write_bytes(b"first")
+
+    work.keep(first.settings, config)
+    work.lend(second.folder, second.settings, config)
+    lent = [prepare(one, config).folder for one in second.settings]
+    for folder in lent:
+        assert (folder / "a-space" / "coordinates.npy").read_bytes() == b"first"
+        (folder / "a-space" / "warm-0.npz").write_bytes(b"second")  # into a folder that is shared already
+    work.keep(second.settings, config)
+    work.keep(first.settings, config)  # has less, and takes nothing away
+    work.lend(third.folder, third.settings, config)
+
+    for one in domains:
+        found = prepare(third.settings[one], config).folder
+        assert (found / "a-space" / "warm-0.npz").stat().st_ino == (lent[one] / "a-space" / "warm-0.npz").stat().st_ino
+        assert (found / "a-space" / "coordinates.npy").stat().st_ino == (prepared[one] / "a-space" / "coordinates.npy").stat().st_ino
+        assert not (prepared[one] / "a-space" / "warm-0.npz").exists()
+    assert not [path for path in (tmp_path / "cache" / "prepared").iterdir() if path.name.startswith(".")]
