@@ -17,7 +17,8 @@ from shared.config import RunConfig
 from shared.errors import StateError
 
 from . import warm_fits
-from .model.domain_head import FittingData, ServingHead, counts_by_group, fit
+from .model.domain_head import ServingHead, fit
+from .model.head_likelihood import FittingData, counts_by_group
 from .model.item_tokens import ReadsTexts
 from .model.methods import InterestModel
 from .model.methods.knowledge_mf import ReadsPrototypes

@@ -5,6 +5,7 @@ Exact per-user results: they exist in simulations, and nothing here is sent anyw
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 
@@ -124,7 +125,7 @@ class EvaluatedDomain:
 
     def without_federation(self, people: HeldOut, source: str) -> tuple[ScoreRows, ScoreRows]:
         """No transfer layer: the identity, with a serving head fitted in the same way; without and with neighbours."""
-        head = self.domain.fit_head(source, self.domain.transferred(None, source))
+        head = _untrained_head(self.domain, source)
         return self._scores(people.interests, head.muted), self._scores(people.interests, head, people.interests)
 
     def warm_people(self) -> HeldOut:
@@ -208,6 +209,12 @@ def evaluated(settings: ClientSettings) -> EvaluatedDomain:
     model = delivered_model(settings, config, layer)
     domain = Domain(settings=settings, config=config, prepared=prepared, space_version=version)
     return EvaluatedDomain(domain=domain, model=model, heads=serving_heads(serving), warm_head=serving_warm_head(serving))
+
+
+@functools.lru_cache(maxsize=1)  # asked for by one role of people after the other
+def _untrained_head(domain: Domain, source: str) -> ServingHead:
+    """For passports as they came."""
+    return domain.fit_head(source, domain.transferred(None, source))
 
 
 def _distinct_items(histories: Histories, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -31,7 +31,8 @@ import numpy as np
 import torch
 
 from client.model.adaptation import Start
-from client.model.domain_head import FittingData, ServingHead, counts_by_group, fit
+from client.model.domain_head import ServingHead, fit
+from client.model.head_likelihood import FittingData, counts_by_group
 from client.model.methods import InterestModel, make_model
 from client.model.methods.knowledge_mf import ReadsPrototypes
 from client.passport_exchange import interests

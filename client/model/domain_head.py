@@ -23,6 +23,7 @@ import scipy.sparse
 import torch
 
 from . import neighbours
+from .head_likelihood import USERS_AT_A_TIME, FittingData, Slope, Taken, logarithm, logarithms
 from .neighbours import Neighbours
 
 GATES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
@@ -38,7 +39,7 @@ OFFSET_RIDGES = (5.0, 100.0)
 """How far a domain may lean away from the interests it is given: a shop of few staples leans far, a wide catalogue hardly."""
 
 _FITTED_BY, _ITERATIONS, _GOOD_ENOUGH, _LEAST_SCALE = 1500, 20, 1e-5, 0.01
-_PARTS, _HELD_BACK, _FEW, _MOST_HELD_BACK, _USERS_AT_A_TIME = 5, 2, 500, 2500, 256
+_PARTS, _HELD_BACK, _FEW, _MOST_HELD_BACK = 5, 2, 500, 2500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -121,42 +122,11 @@ class ServingHead:
         return dataclasses.replace(found, loudness=float(arrays["loudness"][0]), neighbours=beside)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class FittingData:
-    """People whose interest and items are both known.
-
-    Attributes:
-        interests: (n, d) float32 interest for this domain.
-        offsets, items: their items here, flat.
-        counts: (F, n_items) how often each item was taken, by group; these people's own items are counted in all of them.
-        passports: (n, d) what they brought, as it was before it was transferred; None where neighbours have no say.
-    """
-
-    interests: np.ndarray
-    offsets: np.ndarray
-    items: np.ndarray
-    counts: np.ndarray
-    passports: np.ndarray | None = None
-
-    @property
-    def users(self) -> int:
-        return len(self.interests)
-
-    def of(self, users: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Rows (position within ``users``), items, and weights (1 / items of that user), flat."""
-        lengths = self.offsets[users + 1] - self.offsets[users]
-        rows = np.repeat(np.arange(len(users)), lengths)
-        within = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        items = self.items[np.repeat(self.offsets[users], lengths) + within]
-        weights = np.repeat(1.0 / np.maximum(lengths, 1), lengths)
-        return torch.from_numpy(rows), torch.from_numpy(items.astype(np.int64)), torch.from_numpy(weights.astype(np.float32))
-
-
 def popularity_head(counts: np.ndarray, dimension: int) -> ServingHead:
     """The head of a domain that knows nothing but counts, (F, n_items): the first group alone."""
     weights = np.zeros(len(counts), dtype=np.float32)
     weights[0] = 1.0
-    return ServingHead(scale=0.0, offset=np.zeros(dimension, dtype=np.float32), weights=weights, log_counts=_log(counts))
+    return ServingHead(scale=0.0, offset=np.zeros(dimension, dtype=np.float32), weights=weights, log_counts=logarithm(counts))
 
 
 def fit(data: FittingData, coordinates: np.ndarray, *, generator: np.random.Generator) -> ServingHead:
@@ -219,7 +189,9 @@ class _Tried:
 def _gated(data: FittingData, items: torch.Tensor, people: np.ndarray, generator: np.random.Generator) -> list[ServingHead]:
     """Popularity, and a head for each ridge and gate."""
     plain = _most_likely(data, items, people, generator, ridge=None)
-    full = [_most_likely(data, items, people, generator, ridge=ridge) for ridge in OFFSET_RIDGES]
+    full: list[ServingHead] = []
+    for ridge in OFFSET_RIDGES:
+        full.append(_most_likely(data, items, people, generator, ridge=ridge, near=full[-1] if full else None))
     return [popularity_head(data.counts, items.shape[1]), *(_between(plain, one, gate) for one in full for gate in GATES)]
 
 
@@ -241,93 +213,71 @@ def _trusted(hits: np.ndarray, *, among: range, kept: int) -> int:
     return best if gain.mean() > gain.std() / np.sqrt(len(gain)) else kept
 
 
-def _log(counts: np.ndarray) -> np.ndarray:
-    return np.log1p(np.asarray(counts, dtype=np.float32))
-
-
 def _between(plain: ServingHead, full: ServingHead, gate: float) -> ServingHead:
     mixed = min(gate, 1.0)
     weights = (1 - mixed) * plain.weights + mixed * full.weights
     return ServingHead(scale=gate * full.scale, offset=full.offset, weights=weights, log_counts=full.log_counts)
 
 
-def _own_scores(
-    scores: torch.Tensor, weights: torch.Tensor, log_counts: torch.Tensor, without: torch.Tensor, rows: torch.Tensor, items: torch.Tensor
-) -> torch.Tensor:
-    """Scores in which each user's own items count without that very user."""
-    own = scores[rows, items] + weights @ (without[:, items] - log_counts[:, items])
-    return scores.index_put((rows, items), own)
-
-
-def _tensors(data: FittingData) -> tuple[torch.Tensor, torch.Tensor]:
-    """log(n + 1) and log(n - 1 + 1), each (F, n_items)."""
-    return torch.from_numpy(_log(data.counts)), torch.from_numpy(_log(np.maximum(data.counts - 1, 0)))
-
-
 def _most_likely(
-    data: FittingData, coordinates: torch.Tensor, people: np.ndarray, generator: np.random.Generator, *, ridge: float | None
+    data: FittingData,
+    coordinates: torch.Tensor,
+    people: np.ndarray,
+    generator: np.random.Generator,
+    *,
+    ridge: float | None,
+    near: ServingHead | None = None,
 ) -> ServingHead:
     """Maximum likelihood by L-BFGS; the softmax is over the whole catalogue.
 
     Interests are centred first, so that the scale speaks of what tells people apart and the offset of what they share: in scale, scaled
-    offset and weights the problem is convex. The offset has a ridge; with none there is no interest in the head at all.
+    offset and weights the problem is convex.
+
+    Args:
+        data: the people.
+        coordinates: (n_items, d).
+        people: positions of those among whom the ones to fit by are drawn.
+        generator: draws them.
+        ridge: of the offset; None leaves the interest out of the head.
+        near: a head with interest from which the climb begins.
     """
-    log_counts, without = _tensors(data)
     users = generator.choice(people, size=min(_FITTED_BY, len(people)), replace=False)
-    rows, items, share = data.of(users)
-    interests = torch.from_numpy(np.ascontiguousarray(data.interests[users]))
-    centre = interests.mean(dim=0)
-    groups, scales = len(log_counts), int(ridge is not None)
-
-    def loss_and_gradient(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        parameters = torch.tensor(theta, dtype=torch.float32, requires_grad=True)
-        weights, scale, offset = parameters[:groups], parameters[groups : groups + 1], parameters[groups + 1 :]
-        penalty = (ridge or 0.0) * (offset**2).sum() / len(users)
-        penalty.backward()
-        total = penalty.item()
-        for start in range(0, len(users), _USERS_AT_A_TIME):
-            part = (rows >= start) & (rows < start + _USERS_AT_A_TIME)
-            own_rows, own_items = rows[part] - start, items[part]
-            some = interests[start : start + _USERS_AT_A_TIME]
-            scores = (weights @ log_counts).expand(len(some), -1)
-            if scales:
-                scores = scores + (scale * (some - centre) + offset) @ coordinates.T
-            scores = _own_scores(scores, weights, log_counts, without, own_rows, own_items)
-            loss = -(torch.log_softmax(scores, dim=1)[own_rows, own_items] * share[part]).sum() / len(users)
-            loss.backward()
-            total += loss.item()
-        assert parameters.grad is not None
-        return total, parameters.grad.numpy().astype(np.float64)
-
+    slope = Slope(data, coordinates, users, ridge)
+    groups, scales, centre = len(slope.log_counts), int(ridge is not None), slope.centre.numpy()
     offsets = coordinates.shape[1] * scales
     begin = np.concatenate([np.full(groups, 1.0 / groups), np.ones(scales), np.zeros(offsets)])
+    if near is not None:
+        begin = np.concatenate([near.weights, [near.scale], near.scale * (near.offset + centre)])
     bounds = [(None, None)] * groups + [(_LEAST_SCALE, None)] * scales + [(None, None)] * offsets
     climbed = scipy.optimize.minimize(
-        loss_and_gradient, begin, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _ITERATIONS, "ftol": _GOOD_ENOUGH}
+        slope, begin, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _ITERATIONS, "ftol": _GOOD_ENOUGH}
     )
     found = climbed.x.astype(np.float32)
     scale = float(found[groups]) if scales else 0.0
-    offset = found[groups + 1 :] / scale - centre.numpy() if scales else np.zeros(coordinates.shape[1], dtype=np.float32)
-    return ServingHead(scale=scale, offset=offset, weights=found[:groups].copy(), log_counts=log_counts.numpy())
+    offset = found[groups + 1 :] / scale - centre if scales else np.zeros(coordinates.shape[1], dtype=np.float32)
+    return ServingHead(scale=scale, offset=offset, weights=found[:groups].copy(), log_counts=slope.log_counts.numpy())
 
 
 @torch.no_grad()
 def _hits(heads: Sequence[ServingHead], data: FittingData, coordinates: np.ndarray, people: np.ndarray) -> np.ndarray:
     """(heads, people) whether an item of theirs is among the first k, averaged over `CUTS`; their own items count without them."""
-    log_counts, without = _tensors(data)
-    cuts = torch.tensor(CUTS)
+    log_counts, without = logarithms(data)
+    cuts = np.array(CUTS)
     found = np.zeros((len(heads), len(people)), dtype=np.float32)
-    for start in range(0, len(people), _USERS_AT_A_TIME):
-        users = people[start : start + _USERS_AT_A_TIME]
-        rows, items, _ = data.of(users)
+    for start in range(0, len(people), USERS_AT_A_TIME):
+        users = people[start : start + USERS_AT_A_TIME]
+        taken = Taken.of(data, users, log_counts, without)
         parts = _Parts(data.interests[users], _or(data.passports, data.interests)[users], coordinates)
         for at, head in enumerate(heads):
-            weights = torch.from_numpy(np.asarray(head.weights, dtype=np.float32))
-            scores = _own_scores(torch.from_numpy(parts.scores(head)), weights, log_counts, without, rows, items)
-            best = torch.full((len(users),), -torch.inf).scatter_reduce(0, rows, scores[rows, items], "amax")
-            rank = (scores > best[:, None]).sum(dim=1) + ((scores == best[:, None]).sum(dim=1) - 1).clamp(min=0) / 2
-            hit = (rank[:, None] < cuts) & torch.isfinite(best)[:, None]  # (people, cuts)
-            found[at, start : start + len(users)] = hit.float().mean(dim=1).numpy()
+            scores = parts.scores(head)
+            taken.count_without_themselves(scores, torch.from_numpy(np.asarray(head.weights, dtype=np.float32)))
+            best = torch.full((len(users),), -torch.inf).scatter_reduce(0, taken.rows, scores[taken.rows, taken.items], "amax").numpy()
+            ranked = scores.numpy()  # whose booleans are counted ten times faster than a tensor's
+            above = np.count_nonzero(ranked > best[:, None], axis=1)
+            level = np.count_nonzero(ranked == best[:, None], axis=1)
+            rank = above + np.maximum(level - 1, 0) / 2
+            hit = (rank[:, None] < cuts) & np.isfinite(best)[:, None]  # (people, cuts)
+            found[at, start : start + len(users)] = hit.mean(axis=1)
     return found
 
 
@@ -336,28 +286,24 @@ class _Parts:
 
     def __init__(self, interests: np.ndarray, passports: np.ndarray, coordinates: np.ndarray) -> None:
         self._interests, self._passports, self._coordinates = interests, passports, coordinates
-        self._made: dict[int, np.ndarray] = {}  # by the identity of an array that a living head holds
+        self._made: dict[int, torch.Tensor] = {}  # by the identity of an array that a living head holds
 
-    def scores(self, head: ServingHead) -> np.ndarray:
+    def scores(self, head: ServingHead) -> torch.Tensor:
         """What ``head.scores`` gives, up to the last bits: (n, n_items) float32."""
-        found = np.broadcast_to(head.prior, (len(self._interests), len(self._coordinates))).copy()
+        prior = torch.from_numpy(head.prior)
+        found = prior.repeat(len(self._interests), 1)
         if head.scale:
-            found += np.float32(head.scale) * self._of_interests(head.offset)
+            found.add_(self._of_interests(head.offset), alpha=head.scale)
         if head.neighbours is not None:
-            found += np.float32(head.loudness) * self._of_neighbours(head.neighbours)
+            found.add_(self._of_neighbours(head.neighbours), alpha=head.loudness)
         return found
 
-    def _of_interests(self, offset: np.ndarray) -> np.ndarray:
+    def _of_interests(self, offset: np.ndarray) -> torch.Tensor:
         if id(offset) not in self._made:
-            self._made[id(offset)] = (self._interests + offset).astype(np.float32) @ self._coordinates.T
+            self._made[id(offset)] = torch.from_numpy((self._interests + offset).astype(np.float32) @ self._coordinates.T)
         return self._made[id(offset)]
 
-    def _of_neighbours(self, beside: Neighbours) -> np.ndarray:
+    def _of_neighbours(self, beside: Neighbours) -> torch.Tensor:
         if id(beside) not in self._made:
-            self._made[id(beside)] = beside.features(self._passports) @ beside.factors
+            self._made[id(beside)] = torch.from_numpy(np.asarray(beside.features(self._passports) @ beside.factors, dtype=np.float32))
         return self._made[id(beside)]
-
-
-def counts_by_group(items: Sequence[np.ndarray], n_items: int) -> np.ndarray:
-    """(F, n_items) int64 counts of the flat items of each group."""
-    return np.stack([np.bincount(group, minlength=n_items) for group in items])

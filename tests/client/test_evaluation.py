@@ -12,6 +12,7 @@ import pytest
 
 from client.data.histories import Histories
 from client.data.split import COLD, VALIDATION, divide, role
+from client.delivery import Domain
 from client.evaluation import LIST_LENGTH, EvaluatedDomain, _distinct_items, _new_items, evaluated, rank
 from client.model.collaborative import nothing
 from client.model.domain_head import ServingHead
@@ -179,7 +180,17 @@ def test_head_only_does_not_read_the_transfer_layer(films: EvaluatedDomain) -> N
     for parameter in films.model.transfer.parameters():
         parameter.data.fill_(3.0)
 
-    np.testing.assert_array_equal(films.without_federation(asked, "books")[0](0, asked.users), before)
+    anew = dataclasses.replace(films, domain=dataclasses.replace(films.domain))  # or it would be the head that was fitted before
+    np.testing.assert_array_equal(anew.without_federation(asked, "books")[0](0, asked.users), before)
+
+
+def test_head_only_is_fitted_once_for_both_roles_of_people(films: EvaluatedDomain, monkeypatch: pytest.MonkeyPatch) -> None:
+    cold, validation = films.people("books"), films.people("books", VALIDATION)
+    before = films.without_federation(cold, "books")[0](0, cold.users)
+    monkeypatch.setattr(Domain, "fit_head", lambda *_: pytest.fail("fitted again"))
+
+    assert films.without_federation(validation, "books")[0](0, validation.users).shape == (validation.users, films.n_items)
+    np.testing.assert_array_equal(films.without_federation(cold, "books")[0](0, cold.users), before)
 
 
 def test_ranks_are_those_of_the_scores_and_lists_of_a_small_catalogue_are_padded(films: EvaluatedDomain) -> None:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from client import release_sums
 from client.data.histories import Histories
-from client.model.domain_head import counts_by_group, popularity_head
+from client.model.domain_head import popularity_head
 from client.model.encoders.attention import AttentionEncoder
+from client.model.head_likelihood import counts_by_group
 
 ITEMS, MOST, DIMENSION, LENGTH, CUT = 40, 3, 6, 5, 10
 Sums = Callable[[Histories], np.ndarray]

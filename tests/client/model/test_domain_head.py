@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from client.model import domain_head
-from client.model.domain_head import FittingData, ServingHead, counts_by_group, fit, popularity_head
+from client.model.domain_head import ServingHead, fit, popularity_head
+from client.model.head_likelihood import FittingData, Slope, Taken, counts_by_group, logarithms
 from client.model.neighbours import Neighbours
 
 ITEMS, D, USERS = 80, 8, 400
@@ -116,12 +117,76 @@ def test_each_users_own_items_are_taken_out_of_the_counts_that_predict_them() ->
     # item 0 was taken by this user alone, item 1 by this user and another, item 2 by the other
     counts = np.array([[1, 2, 1]])
     data = FittingData(interests=np.zeros((1, 2), np.float32), offsets=np.array([0, 2]), items=np.array([0, 1]), counts=counts)
-    log_counts, without = domain_head._tensors(data)
-    rows, items, share = data.of(np.array([0]))
-    scores = domain_head._own_scores(log_counts[0].expand(1, -1).clone(), torch.ones(1), log_counts, without, rows, items)
+    log_counts, without = logarithms(data)
+    taken, scores = Taken.of(data, np.array([0]), log_counts, without), log_counts.clone()
+    taken.count_without_themselves(scores, torch.ones(1))
     # log(0 + 1), log(1 + 1), and the item that is not the user's own stays at log(1 + 1)
     assert scores[0].tolist() == pytest.approx([0.0, np.log(2), np.log(2)])
-    assert share.tolist() == [0.5, 0.5]  # a user weighs one, however many items
+    assert taken.shares.tolist() == [0.5, 0.5]  # a user weighs one, however many items
+
+
+def some_who_take_twice_or_nothing() -> FittingData:
+    """Two groups of counts; the first takes one item twice, the last takes nothing."""
+    data = people(1.0, 300)
+    items = np.concatenate([[7, 7, 9], data.items[3:]]).astype(np.int32)
+    counts = counts_by_group([items, items[:450]], ITEMS)
+    interests = np.concatenate([data.interests, np.ones((1, D), np.float32)])
+    return FittingData(interests=interests, offsets=np.append(data.offsets, 900), items=items, counts=counts)
+
+
+@pytest.mark.parametrize("ridge", [None, 3.0])
+def test_the_slope_is_that_of_automatic_differentiation(ridge: float | None) -> None:
+    data, points = some_who_take_twice_or_nothing(), torch.from_numpy(coordinates()).double()
+    log_counts, without = logarithms(data)
+    theta = np.array([0.7, 0.4, *([1.3, *np.linspace(-1.0, 1.0, D)] if ridge else [])])
+    slope = Slope(data, points.float(), np.arange(data.users), ridge)
+
+    variables = torch.tensor(theta, requires_grad=True)
+    scores = (variables[:2] @ log_counts.double()).repeat(data.users, 1)
+    if ridge:
+        scores = scores + (variables[2] * (torch.from_numpy(data.interests - data.interests.mean(axis=0))) + variables[3:]) @ points.T
+    loss = (ridge or 0.0) * (variables[3:] ** 2).sum()
+    for user in range(300):
+        mine = data.items[data.offsets[user] : data.offsets[user + 1]].tolist()
+        alone = scores[user] + sum(
+            torch.eye(ITEMS)[item] * (variables[:2] @ (without - log_counts).double()[:, item]) for item in set(mine)
+        )
+        loss = loss - torch.log_softmax(alone, dim=0)[mine].mean()
+    (loss / data.users).backward()
+
+    value, gradient = slope(theta)
+    assert value == pytest.approx(loss.item() / data.users, rel=1e-5)
+    assert variables.grad is not None
+    np.testing.assert_allclose(gradient, variables.grad.numpy(), rtol=1e-3, atol=1e-5)
+
+
+def test_hits_are_those_of_a_ranking_in_which_own_items_count_without_their_owner() -> None:
+    data = some_who_take_twice_or_nothing()
+    heads = [popularity_head(data.counts, D), fitted(data), dataclasses.replace(fitted(data), scale=4.0)]
+    asked = np.array([0, 1, 299, 300, 17])
+
+    found = domain_head._hits(heads, data, coordinates(), asked)
+
+    for at, head in enumerate(heads):
+        scores = head.scores(data.interests, coordinates())
+        for place, user in enumerate(asked):
+            mine = data.items[data.offsets[user] : data.offsets[user + 1]]
+            alone = scores[user].copy()
+            alone[mine] += (head.weights @ (np.log(np.maximum(data.counts, 1)) - np.log(data.counts + 1)))[mine]
+            best = alone[mine].max(initial=-np.inf)
+            ahead = (alone > best + 1e-5).sum() + ((np.abs(alone - best) <= 1e-5).sum() - 1) / 2  # of equals half stand before it
+            assert found[at, place] == pytest.approx(np.mean([len(mine) > 0 and ahead < cut for cut in domain_head.CUTS]), abs=1e-6)
+
+
+def test_the_second_ridge_is_climbed_from_the_first_to_the_same_top() -> None:
+    data = people(3.0)
+    everybody, points = np.arange(data.users), torch.from_numpy(coordinates())
+    far, near = (
+        domain_head._most_likely(data, points, everybody, np.random.default_rng(0), ridge=100.0, near=begin)
+        for begin in (None, domain_head._most_likely(data, points, everybody, np.random.default_rng(0), ridge=5.0))
+    )
+    np.testing.assert_allclose(near.scale, far.scale, rtol=0.02)
+    np.testing.assert_allclose(near.prior, far.prior, atol=0.05)
 
 
 def test_counts_of_one_teach_the_head_nothing() -> None:

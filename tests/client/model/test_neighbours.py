@@ -9,7 +9,8 @@ import pytest
 import scipy.sparse
 
 from client.model import domain_head, neighbours
-from client.model.domain_head import FittingData, ServingHead, counts_by_group
+from client.model.domain_head import ServingHead
+from client.model.head_likelihood import FittingData, counts_by_group
 
 EAST, NORTH = np.array([[1.0, 0.0]], np.float32), np.array([[0.0, 1.0]], np.float32)
 
