@@ -137,7 +137,10 @@ class EvaluatedDomain:
         else:
             kept_back = np.flatnonzero(_with_something_new(later, everyone, training_rows))
         generator = keyed_generator(self.domain.config.seed, self.domain.settings.domain, "warm")
-        users = np.sort(generator.choice(kept_back, size=min(_WARM_USERS, len(kept_back)), replace=False))
+        by_name = kept_back[
+            np.argsort(self._names(training_rows[kept_back]))
+        ]  # whatever key made the pseudonyms, the same people are drawn
+        users = np.sort(generator.choice(by_name, size=min(_WARM_USERS, len(kept_back)), replace=False))
         rows = training_rows[users]
         if later is None:  # an item they took before is held out all the same
             truth, offsets = everyone.items[everyone.offsets[rows + 1] - 1].astype(np.int64), np.arange(len(users) + 1, dtype=np.int64)
@@ -181,10 +184,13 @@ class EvaluatedDomain:
 
     def _users(self, rows: np.ndarray) -> np.ndarray:
         """Keys by the partner's own user ids: a home made anew has another pseudonym key, and its users are the same."""
-        settings, names = self.domain.settings, self.domain.prepared.everyone.pseudonyms[rows]
-        known = PseudonymTable.open(settings.at_home("keys") / "external_ids.parquet").external(names)
-        keys = [hashlib.sha256(f"{settings.domain}/{user}".encode()).digest()[:16] for user in known]
+        keys = [hashlib.sha256(f"{self.domain.settings.domain}/{user}".encode()).digest()[:16] for user in self._names(rows)]
         return np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 16)
+
+    def _names(self, rows: np.ndarray) -> list[str]:
+        """The partner's own ids of users."""
+        table = PseudonymTable.open(self.domain.settings.at_home("keys") / "external_ids.parquet")
+        return [name or "" for name in table.external(self.domain.prepared.everyone.pseudonyms[rows])]
 
     def _persons(self, source: str, rows: np.ndarray) -> np.ndarray:
         linked = self.domain.prepared.links[source]

@@ -82,9 +82,13 @@ class Plan:
         return list(dict.fromkeys(found))
 
     def wanted(self) -> list[Wanted]:
-        """Seed by seed, so that a comparison that is cut short has whole columns."""
-        variants = self.variants()
-        return [Wanted(epsilon=e, seed=seed, variant=v) for seed in self.seeds for e in self.epsilons for v in variants]
+        """A few seeds at a time, so that a comparison that is cut short has whole columns.
+
+        As many as there are jobs: of two runs of one seed side by side, neither finds the other's work done.
+        """
+        together, variants = max(1, self.jobs), self.variants()
+        groups = [self.seeds[at : at + together] for at in range(0, len(self.seeds), together)]
+        return [Wanted(epsilon=e, seed=seed, variant=v) for group in groups for e in self.epsilons for v in variants for seed in group]
 
     def with_target_only(self, wanted: Wanted) -> bool:
         return self.target_only is None or wanted.variant.get(METHOD) in self.target_only

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import hashlib
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from client.evaluation import LIST_LENGTH, EvaluatedDomain, _distinct_items, _ne
 from client.model.collaborative import nothing
 from client.model.domain_head import ServingHead
 from client.model.warm_head import Blend, WarmHead
+from client.preparation import prepare
 from client.queries import CurrentRun
 from shared.errors import StateError
 from tests.client.partner_world import CONFIG, LINKED, SPLIT_SEED, World, link_id, people
@@ -123,6 +125,25 @@ def test_after_a_cut_only_what_is_new_to_a_person_is_the_truth() -> None:
     items, offsets = _new_items(later, before, np.arange(3))
 
     assert (items.tolist(), offsets.tolist()) == ([5, 3], [0, 1, 1, 2])  # 5 once; 3 again; 3 for the first time
+
+
+def test_the_same_warm_people_are_drawn_whatever_key_made_their_pseudonyms(
+    tmp_path: Path, done: World, films: EvaluatedDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.evaluation._WARM_USERS", 7)
+    elsewhere = dataclasses.replace(films.domain.settings, base=tmp_path)
+    for name in ("interactions", "items", "links"):  # the same files, another home
+        file = done["films"].path(getattr(done["films"].data, name))
+        shutil.copy2(file, tmp_path / file.name)
+    prepared = prepare(elsewhere, CONFIG)
+    prepared.fix_space(films.domain.prepared.space(films.domain.space_version))
+    domain = dataclasses.replace(films.domain, settings=elsewhere, prepared=prepared)
+
+    here, there = films.warm_people(), dataclasses.replace(films, domain=domain).warm_people()
+
+    assert not np.array_equal(prepared.everyone.pseudonyms, films.domain.prepared.everyone.pseudonyms)
+    assert here.users == 7
+    assert {person.tobytes() for person in here.persons} == {person.tobytes() for person in there.persons}
 
 
 def test_an_item_taken_twice_is_held_out_all_the_same(done: World, films: EvaluatedDomain) -> None:

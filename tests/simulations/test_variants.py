@@ -37,6 +37,12 @@ def test_a_plan_resolves_every_variant_and_drops_what_is_named_twice(tmp_path):
     assert [variant.get(METHOD) for variant in pair] == ["residual", "maml"]
 
 
+def test_as_many_seeds_are_run_together_as_there_are_jobs(tmp_path):
+    several = Plan(scenario="demo", folder=tmp_path, epsilons=(8.0, 2.0), seeds=(0, 1, 2), axes={}, jobs=2)
+    found = [(one.epsilon, one.seed) for one in several.wanted()]
+    assert found == [(8.0, 0), (8.0, 1), (2.0, 0), (2.0, 1), (8.0, 2), (2.0, 2)]  # a seed's second run finds what its first one kept
+
+
 def test_a_value_that_the_configuration_refuses_is_said_before_anything_runs(tmp_path):
     with pytest.raises(ConfigError, match=r"model\.method"):
         plan(tmp_path, **{METHOD: ["resdual"]}).wanted()
