@@ -18,7 +18,7 @@ MUTED = "#8a949c"
 INK = "#22303a"
 LINE = "#d5dbdf"
 CEILING = "#b4532a"
-SERIES = ("#0f6e78", "#b07d1a", "#6a4c93", "#3f7d3a", "#a23b52", "#42608a")
+SERIES = ("#0f6e78", "#b07d1a", "#6a4c93", "#3f7d3a", "#a23b52", "#42608a", "#7a5c46", "#c27ba0")
 KIND_COLOURS = {
     "train": "#0f6e78",
     "query.moments": "#9cc5c9",
