@@ -111,7 +111,7 @@ class EvaluatedDomain:
 
     def federated(self, people: HeldOut, source: str) -> ScoreRows:
         """The transfer layer and its serving head, without neighbours: what the federation brings."""
-        return self._scores(self.domain.transfer(self.model, people.interests), self.heads[source].muted)
+        return self._scores(self.domain.transfer(self.model, people.interests), self.heads[source].muted, people.interests)
 
     def served(self, people: HeldOut, source: str) -> ScoreRows:
         """What the partner's recommender offers them: the transfer layer, its head, and their neighbours where these help."""
@@ -121,7 +121,8 @@ class EvaluatedDomain:
         """The same model fed with somebody else's passport: what is left is not personal."""
         generator = keyed_generator(self.domain.config.seed, self.domain.settings.domain, source, "shuffled")
         order = generator.permutation(people.users)
-        return self._scores(self.domain.transfer(self.model, people.interests[order]), self.heads[source].muted)
+        anothers = people.interests[order]
+        return self._scores(self.domain.transfer(self.model, anothers), self.heads[source].muted, anothers)
 
     def without_federation(self, people: HeldOut, source: str) -> tuple[ScoreRows, ScoreRows]:
         """No transfer layer: the identity, with a serving head fitted in the same way; without and with neighbours."""

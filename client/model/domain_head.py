@@ -1,11 +1,15 @@
 r"""The serving head: interest vector for this domain -> scores of its items. Fitted on exact local data; never leaves, never trains.
 
-.. math:: s_j = \beta\,\langle z + b,\, x_j\rangle + \sum_f \gamma_f \log(n_{fj} + 1) + \kappa\,\phi(y) F_j
+.. math:: s_j = \langle \beta\,(z + b) + \alpha\,y,\, x_j\rangle + \sum_f \gamma_f \log(n_{fj} + 1) + \kappa\,\phi(y) F_j
 
-with :math:`n_{fj}` how often item j was taken by the people of group f (everybody, and those linked to the source domain, who buy other
-things), and :math:`\phi(y) F_j` what people took here whose passports were like this person's passport y (`client.model.neighbours`). The
-first two terms are the maximum-likelihood softmax over the whole catalogue. Each user's own items are taken out of the counts that predict
-them (leave one out), or the head would learn to believe in counts of one.
+with z the interest, y the passport as it was before it was transferred, :math:`n_{fj}` how often item j was taken by the people of group f
+(everybody, and those linked to the source domain, who buy other things), and :math:`\phi(y) F_j` what people took here whose passports were
+like this person's (`client.model.neighbours`). All but the last term is the maximum-likelihood softmax over the whole catalogue
+(`client.model.head_likelihood`), with :math:`\alpha / \beta` from a short list. Each user's own items are taken out of the counts that
+predict them (leave one out), or the head would learn to believe in counts of one.
+
+Why y beside z: a layer that learned under noise has forgotten some of what the text said. Likelihood would put too little weight on y, for
+z was trained with these very people: how much it shall have is asked of people who were held back from the fit.
 
 The gate: the head starts as popularity alone and keeps interest and neighbours only as far as they help on people it was not fitted on.
 Where it does not help, popularity is what remains, so that a bad transfer cannot harm.
@@ -35,10 +39,11 @@ KAPPAS = (30.0, 100.0, 300.0, 1000.0)
 RIDGES = (5.0, 20.0)
 _LOUD = tuple((ridge, loudness) for ridge in RIDGES for loudness in KAPPAS)
 CUTS = (5, 10, 20, 50)
-OFFSET_RIDGES = (5.0, 100.0)
-"""How far a domain may lean away from the interests it is given: a shop of few staples leans far, a wide catalogue hardly."""
+LEANINGS = ((5.0, 0.0), (100.0, 0.0), (5.0, 0.7), (100.0, 0.7))
+"""(ridge, share) of a fit. The ridge says how far a domain may lean away from the interests it is given: a shop of few staples leans far, a
+wide catalogue hardly. The share says how loud the untransferred passport is, where the transferred interest is 1: both by their spread."""
 
-_FITTED_BY, _ITERATIONS, _GOOD_ENOUGH, _LEAST_SCALE = 1500, 20, 1e-5, 0.01
+_FITTED_BY, _ITERATIONS, _GOOD_ENOUGH, _LEAST_SCALE, _LEAST_SPREAD = 1500, 20, 1e-5, 0.01, 1e-6
 _PARTS, _HELD_BACK, _FEW, _MOST_HELD_BACK = 5, 2, 500, 2500
 
 
@@ -48,6 +53,7 @@ class ServingHead:
 
     Attributes:
         scale: beta, 0 where the interest does not help.
+        untrained: alpha, 0 where the passport as it came adds nothing to the interest.
         offset: (d,) b.
         weights: (F,) gamma.
         log_counts: (F, n_items) float32 log(n + 1).
@@ -61,6 +67,7 @@ class ServingHead:
     log_counts: np.ndarray
     loudness: float = 0.0
     neighbours: Neighbours | None = None
+    untrained: float = 0.0
 
     @property
     def prior(self) -> np.ndarray:
@@ -78,21 +85,26 @@ class ServingHead:
         Args:
             interests: (n, d) interests for this domain.
             coordinates: (n_items, d).
-            passports: (n, d) by which people are compared with their like; None: by their interests.
+            passports: (n, d) before they were transferred: heard beside the interests, and people are compared by them. None: the
+                interests are what was brought.
         Returns:
             (n, n_items) float32.
         """
-        found = (self.scale * (interests + self.offset)).astype(np.float32) @ coordinates.T + self.prior
+        found = self._leaning(interests, passports).astype(np.float32) @ coordinates.T + self.prior
         if self.neighbours is not None:
             found += (np.float32(self.loudness) * self.neighbours.features(_or(passports, interests))) @ self.neighbours.factors
         return np.asarray(found)
 
     def queries(self, interests: np.ndarray, passports: np.ndarray | None = None) -> np.ndarray:
         """(n, D) float32 whose inner products with `item_vectors` are the scores: for searches over many items. Args as of `scores`."""
-        parts = [self.scale * (interests + self.offset), np.ones((len(interests), 1))]
+        parts = [self._leaning(interests, passports), np.ones((len(interests), 1))]
         if self.neighbours is not None:
             parts.append(self.loudness * self.neighbours.features(_or(passports, interests)))
         return np.concatenate(parts, axis=1).astype(np.float32)
+
+    def _leaning(self, interests: np.ndarray, passports: np.ndarray | None) -> np.ndarray:
+        """(n, d) whose inner products with coordinates are the personal part of the scores, without neighbours."""
+        return np.asarray(self.scale * (interests + self.offset) + self.untrained * _or(passports, interests))
 
     def item_vectors(self, coordinates: np.ndarray) -> np.ndarray:
         """(n_items, D) float32: coordinates, prior and factors, side by side."""
@@ -107,6 +119,7 @@ class ServingHead:
             "offset": self.offset,
             "weights": self.weights,
             "log_counts": self.log_counts,
+            "untrained": np.array([self.untrained], dtype=np.float32),
         }
         if self.neighbours is not None:
             arrays["loudness"] = np.array([self.loudness], dtype=np.float32)
@@ -115,7 +128,13 @@ class ServingHead:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> ServingHead:
-        found = cls(scale=float(arrays["scale"][0]), offset=arrays["offset"], weights=arrays["weights"], log_counts=arrays["log_counts"])
+        found = cls(
+            scale=float(arrays["scale"][0]),
+            offset=arrays["offset"],
+            weights=arrays["weights"],
+            log_counts=arrays["log_counts"],
+            untrained=float(arrays["untrained"][0]) if "untrained" in arrays else 0.0,  # heads of earlier versions heard no passports
+        )
         if "factors" not in arrays:
             return found
         beside = Neighbours(landmarks=arrays["landmarks"], factors=arrays["factors"])
@@ -187,12 +206,18 @@ class _Tried:
 
 
 def _gated(data: FittingData, items: torch.Tensor, people: np.ndarray, generator: np.random.Generator) -> list[ServingHead]:
-    """Popularity, and a head for each ridge and gate."""
-    plain = _most_likely(data, items, people, generator, ridge=None)
+    """Popularity, and a head for each leaning and gate."""
+    plain = _most_likely(data, items, people, generator, leaning=None)
     full: list[ServingHead] = []
-    for ridge in OFFSET_RIDGES:
-        full.append(_most_likely(data, items, people, generator, ridge=ridge, near=full[-1] if full else None))
+    for leaning in leanings(data):
+        full.append(_most_likely(data, items, people, generator, leaning=leaning, near=full[-1] if full else None))
     return [popularity_head(data.counts, items.shape[1]), *(_between(plain, one, gate) for one in full for gate in GATES)]
+
+
+def leanings(data: FittingData) -> list[tuple[float, float]]:
+    """Those of `LEANINGS` that differ for these people: whose passports were not transferred, theirs are heard already."""
+    transferred = data.passports is not None and not np.array_equal(data.passports, data.interests)
+    return [(ridge, share) for ridge, share in LEANINGS if transferred or share == 0.0]
 
 
 def _neighbours(data: FittingData, people: np.ndarray, n_items: int, ridge: float, generator: np.random.Generator) -> Neighbours:
@@ -216,7 +241,9 @@ def _trusted(hits: np.ndarray, *, among: range, kept: int) -> int:
 def _between(plain: ServingHead, full: ServingHead, gate: float) -> ServingHead:
     mixed = min(gate, 1.0)
     weights = (1 - mixed) * plain.weights + mixed * full.weights
-    return ServingHead(scale=gate * full.scale, offset=full.offset, weights=weights, log_counts=full.log_counts)
+    return ServingHead(
+        scale=gate * full.scale, untrained=gate * full.untrained, offset=full.offset, weights=weights, log_counts=full.log_counts
+    )
 
 
 def _most_likely(
@@ -225,7 +252,7 @@ def _most_likely(
     people: np.ndarray,
     generator: np.random.Generator,
     *,
-    ridge: float | None,
+    leaning: tuple[float, float] | None,
     near: ServingHead | None = None,
 ) -> ServingHead:
     """Maximum likelihood by L-BFGS; the softmax is over the whole catalogue.
@@ -238,16 +265,21 @@ def _most_likely(
         coordinates: (n_items, d).
         people: positions of those among whom the ones to fit by are drawn.
         generator: draws them.
-        ridge: of the offset; None leaves the interest out of the head.
+        leaning: one of `LEANINGS`; None leaves the interest out of the head.
         near: a head with interest from which the climb begins.
     """
     users = generator.choice(people, size=min(_FITTED_BY, len(people)), replace=False)
-    slope = Slope(data, coordinates, users, ridge)
-    groups, scales, centre = len(slope.log_counts), int(ridge is not None), slope.centre.numpy()
+    ridge, share = leaning or (None, 0.0)
+    interests, beside = data.interests[users], 0.0
+    if share and data.passports is not None:
+        beside = share * _spread(interests) / max(_spread(data.passports[users]), _LEAST_SPREAD)
+        interests = interests + np.float32(beside) * data.passports[users]
+    slope = Slope(data, coordinates, users, interests, ridge)
+    groups, scales, centre = len(slope.log_counts), int(leaning is not None), slope.centre.numpy()
     offsets = coordinates.shape[1] * scales
     begin = np.concatenate([np.full(groups, 1.0 / groups), np.ones(scales), np.zeros(offsets)])
     if near is not None:
-        begin = np.concatenate([near.weights, [near.scale], near.scale * (near.offset + centre)])
+        begin = np.concatenate([near.weights, [near.scale], near.scale * (near.offset + data.interests[users].mean(axis=0))])
     bounds = [(None, None)] * groups + [(_LEAST_SCALE, None)] * scales + [(None, None)] * offsets
     climbed = scipy.optimize.minimize(
         slope, begin, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _ITERATIONS, "ftol": _GOOD_ENOUGH}
@@ -255,7 +287,14 @@ def _most_likely(
     found = climbed.x.astype(np.float32)
     scale = float(found[groups]) if scales else 0.0
     offset = found[groups + 1 :] / scale - centre if scales else np.zeros(coordinates.shape[1], dtype=np.float32)
-    return ServingHead(scale=scale, offset=offset, weights=found[:groups].copy(), log_counts=slope.log_counts.numpy())
+    return ServingHead(
+        scale=scale, untrained=scale * beside, offset=offset, weights=found[:groups].copy(), log_counts=slope.log_counts.numpy()
+    )
+
+
+def _spread(vectors: np.ndarray) -> float:
+    """Root of the mean squared distance of (n, d) vectors from their mean."""
+    return float(np.sqrt(((vectors - vectors.mean(axis=0)) ** 2).sum(axis=1).mean()))
 
 
 @torch.no_grad()
@@ -293,15 +332,17 @@ class _Parts:
         prior = torch.from_numpy(head.prior)
         found = prior.repeat(len(self._interests), 1)
         if head.scale:
-            found.add_(self._of_interests(head.offset), alpha=head.scale)
+            found.add_(self._of_interests(head), alpha=head.scale)
         if head.neighbours is not None:
             found.add_(self._of_neighbours(head.neighbours), alpha=head.loudness)
         return found
 
-    def _of_interests(self, offset: np.ndarray) -> torch.Tensor:
-        if id(offset) not in self._made:
-            self._made[id(offset)] = torch.from_numpy((self._interests + offset).astype(np.float32) @ self._coordinates.T)
-        return self._made[id(offset)]
+    def _of_interests(self, head: ServingHead) -> torch.Tensor:
+        """Heads with one offset lean one way: they differ by their scale alone."""
+        if id(head.offset) not in self._made:
+            leaning = self._interests + head.offset + (head.untrained / head.scale) * self._passports
+            self._made[id(head.offset)] = torch.from_numpy(leaning.astype(np.float32) @ self._coordinates.T)
+        return self._made[id(head.offset)]
 
     def _of_neighbours(self, beside: Neighbours) -> torch.Tensor:
         if id(beside) not in self._made:

@@ -106,21 +106,23 @@ class Slope:
     Args:
         data: the people.
         coordinates: (n_items, d).
-        users: positions of those whose items are asked about.
+        users: (n,) positions of those whose items are asked about.
+        interests: (n, d) float32 interests of these users.
         ridge: of the offset; None leaves scale and offset out.
     Attributes:
         log_counts: (F, n_items) float32 log(n + 1).
         centre: (d,) mean of their interests.
     """
 
-    def __init__(self, data: FittingData, coordinates: torch.Tensor, users: np.ndarray, ridge: float | None) -> None:
+    def __init__(self, data: FittingData, coordinates: torch.Tensor, users: np.ndarray, interests: np.ndarray, ridge: float | None) -> None:
         self._coordinates, self._ridge, self._people = coordinates, ridge, len(users)
         self.log_counts, without = logarithms(data)
-        self.centre = torch.from_numpy(data.interests[users]).mean(dim=0)
+        self.centre = torch.from_numpy(interests).mean(dim=0)
         self._parts = []
         for start in range(0, len(users), USERS_AT_A_TIME):
             some = users[start : start + USERS_AT_A_TIME]
-            self._parts.append((torch.from_numpy(data.interests[some]) - self.centre, Taken.of(data, some, self.log_counts, without)))
+            theirs = torch.from_numpy(interests[start : start + USERS_AT_A_TIME])
+            self._parts.append((theirs - self.centre, Taken.of(data, some, self.log_counts, without)))
 
     @torch.no_grad()
     def __call__(self, theta: np.ndarray) -> tuple[float, np.ndarray]:

@@ -63,7 +63,8 @@ def test_where_the_interest_decides_the_gate_opens_fully() -> None:
 
 def most_likely(data: FittingData, ridge: float | None = 100.0) -> ServingHead:
     everybody = np.arange(data.users)
-    return domain_head._most_likely(data, torch.from_numpy(coordinates()), everybody, np.random.default_rng(0), ridge=ridge)
+    leaning = None if ridge is None else (ridge, 0.0)
+    return domain_head._most_likely(data, torch.from_numpy(coordinates()), everybody, np.random.default_rng(0), leaning=leaning)
 
 
 def test_likelihood_finds_how_strong_the_interest_is() -> None:
@@ -139,7 +140,7 @@ def test_the_slope_is_that_of_automatic_differentiation(ridge: float | None) -> 
     data, points = some_who_take_twice_or_nothing(), torch.from_numpy(coordinates()).double()
     log_counts, without = logarithms(data)
     theta = np.array([0.7, 0.4, *([1.3, *np.linspace(-1.0, 1.0, D)] if ridge else [])])
-    slope = Slope(data, points.float(), np.arange(data.users), ridge)
+    slope = Slope(data, points.float(), np.arange(data.users), data.interests, ridge)
 
     variables = torch.tensor(theta, requires_grad=True)
     scores = (variables[:2] @ log_counts.double()).repeat(data.users, 1)
@@ -182,8 +183,8 @@ def test_the_second_ridge_is_climbed_from_the_first_to_the_same_top() -> None:
     data = people(3.0)
     everybody, points = np.arange(data.users), torch.from_numpy(coordinates())
     far, near = (
-        domain_head._most_likely(data, points, everybody, np.random.default_rng(0), ridge=100.0, near=begin)
-        for begin in (None, domain_head._most_likely(data, points, everybody, np.random.default_rng(0), ridge=5.0))
+        domain_head._most_likely(data, points, everybody, np.random.default_rng(0), leaning=(100.0, 0.0), near=begin)
+        for begin in (None, domain_head._most_likely(data, points, everybody, np.random.default_rng(0), leaning=(5.0, 0.0)))
     )
     np.testing.assert_allclose(near.scale, far.scale, rtol=0.02)
     np.testing.assert_allclose(near.prior, far.prior, atol=0.05)
@@ -240,9 +241,67 @@ def test_parts_that_heads_share_give_each_head_its_scores() -> None:
         dataclasses.replace(plain, scale=0.5, offset=offset, loudness=30.0, neighbours=beside[0]),
         dataclasses.replace(plain, scale=0.5, offset=offset + 1, loudness=7.0, neighbours=beside[1]),
         dataclasses.replace(plain, scale=2.0, offset=offset, loudness=100.0, neighbours=beside[0]),
+        dataclasses.replace(plain, scale=2.0, untrained=3.0, offset=offset + 2),
     ]
 
     parts = domain_head._Parts(interests, passports, coordinates)
 
     for head in [*heads, *heads]:
         np.testing.assert_allclose(parts.scores(head), head.scores(interests, coordinates, passports), rtol=1e-4, atol=1e-4)
+
+
+def with_a_layer_that_forgot(users: int = 2500) -> FittingData:
+    """What people take follows from the sum of two independent vectors: the layer kept one, the passport has both."""
+    data, generator = people(0.0, users), np.random.default_rng(8)
+    kept, forgotten = (generator.normal(size=(users, D)).astype(np.float32) for _ in range(2))
+    scores = 2.0 * (kept + forgotten) @ coordinates().T
+    chances = np.exp(scores - scores.max(axis=1, keepdims=True))
+    chances /= chances.sum(axis=1, keepdims=True)
+    items = np.concatenate([generator.choice(ITEMS, size=3, replace=False, p=row) for row in chances]).astype(np.int32)
+    passports = np.float32(0.1) * (kept + forgotten)  # quiet: what counts is the spread
+    return dataclasses.replace(data, interests=10.0 * kept, items=items, counts=counts_by_group([items], ITEMS), passports=passports)
+
+
+def first_ones(head: ServingHead, data: FittingData) -> float:
+    """Share of people with one of their items among the first five."""
+    best = np.argsort(-head.scores(data.interests, coordinates(), data.passports), axis=1)[:, :5]
+    return float(np.mean([np.isin(best[user], data.items[3 * user : 3 * user + 3]).any() for user in range(data.users)]))
+
+
+def test_what_the_layer_forgot_is_heard_from_the_passport_as_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = with_a_layer_that_forgot()
+    monkeypatch.setattr("client.model.neighbours.LEAST", 10**9)  # neighbours read the passport too
+    head = fitted(data)
+    monkeypatch.setattr(domain_head, "LEANINGS", ((5.0, 0.0), (100.0, 0.0)))
+    deaf = fitted(data)
+
+    assert deaf.untrained == 0.0
+    assert head.untrained > 0.0
+    assert first_ones(head, data) > first_ones(deaf, data) + 0.05
+    assert head.muted.untrained == head.untrained  # neighbours are muted, the passport is not
+
+
+def test_a_passport_that_says_nothing_is_not_heard() -> None:
+    data = people(3.0, 2500)
+    noise = np.random.default_rng(9).normal(size=data.interests.shape).astype(np.float32)
+    assert fitted(dataclasses.replace(data, passports=noise)).untrained == 0.0
+
+
+def test_nothing_is_asked_twice_where_passports_were_not_transferred() -> None:
+    data = people(3.0)
+    assert domain_head.leanings(data) == domain_head.leanings(dataclasses.replace(data, passports=data.interests.copy()))
+    assert len(domain_head.leanings(dataclasses.replace(data, passports=-data.interests))) > len(domain_head.leanings(data))
+
+
+def test_queries_and_arrays_hold_the_passport_beside_the_interest() -> None:
+    generator = np.random.default_rng(6)
+    interests, passports = (generator.normal(size=(5, D)).astype(np.float32) for _ in range(2))
+    head = dataclasses.replace(popularity_head(np.arange(ITEMS)[None], D), scale=1.5, untrained=0.7, offset=np.full(D, 0.1, np.float32))
+    again = ServingHead.from_arrays(head.to_arrays())
+    by_hand = (1.5 * (interests + 0.1) + 0.7 * passports) @ coordinates().T + np.log(np.arange(ITEMS) + 1)
+
+    for one in (head, again):
+        np.testing.assert_allclose(one.scores(interests, coordinates(), passports), by_hand, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(one.queries(interests, passports) @ one.item_vectors(coordinates()).T, by_hand, rtol=1e-4, atol=1e-4)
+    older = {name: array for name, array in head.to_arrays().items() if name != "untrained"}
+    assert ServingHead.from_arrays(older).untrained == 0.0
