@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from client.model import domain_head
+from client.model.head_likelihood import FittingData, counts_by_group
 from client.model.methods import InterestModel
 from client.serving_state import ServingFolder, ServingState
 from client.state import State, StateFolder
@@ -30,8 +31,8 @@ def fitted() -> dict[str, np.ndarray]:
     histories = people(24).data("arts").histories
     generator = np.random.default_rng(0)
     interests = generator.normal(size=(len(histories), D)).astype(np.float32)
-    counts = domain_head.counts_by_group([histories.items], ITEMS)
-    data = domain_head.FittingData(interests=interests, offsets=histories.offsets, items=histories.items, counts=counts)
+    counts = counts_by_group([histories.items], ITEMS)
+    data = FittingData(interests=interests, offsets=histories.offsets, items=histories.items, counts=counts)
     return domain_head.fit(data, coordinates(), generator=generator).to_arrays()
 
 
