@@ -11,8 +11,8 @@ predict them (leave one out), or the head would learn to believe in counts of on
 Why y beside z: a layer that learned under noise has forgotten some of what the text said. Likelihood would put too little weight on y, for
 z was trained with these very people: how much it shall have is asked of people who were held back from the fit.
 
-The gate: the head starts as popularity alone and keeps interest and neighbours only as far as they help on people it was not fitted on.
-Where it does not help, popularity is what remains, so that a bad transfer cannot harm.
+The gate: the head starts as popularity alone and keeps interest and neighbours only as far as they surely help people it was not fitted on
+(cross-fitting: each part of the people is held back in turn). Where they do not, popularity is what remains: a bad transfer shall not harm.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LEANINGS = ((5.0, 0.0), (100.0, 0.0), (5.0, 0.7), (100.0, 0.7))
 wide catalogue hardly. The share says how loud the untransferred passport is, where the transferred interest is 1: both by their spread."""
 
 _FITTED_BY, _ITERATIONS, _GOOD_ENOUGH, _LEAST_SCALE, _LEAST_SPREAD = 1500, 20, 1e-5, 0.01, 1e-6
-_PARTS, _HELD_BACK, _FEW, _MOST_HELD_BACK = 5, 2, 500, 2500
+_PARTS, _MOST_ASKED, _SURE = 5, 500, 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -149,26 +149,28 @@ def popularity_head(counts: np.ndarray, dimension: int) -> ServingHead:
 
 
 def fit(data: FittingData, coordinates: np.ndarray, *, generator: np.random.Generator) -> ServingHead:
-    """Fits the head on most of the people and sets its gate on the rest; where people are few, each part of them is held back in turn.
+    """Fits the head on everybody. Its gate goes by what people would have found with heads that were fitted without them.
 
     Args:
         data: the people; with fewer than ten the head is popularity alone.
         coordinates: (n_items, d).
-        generator: draws mini-batches and who is held back.
+        generator: draws whom to fit by and who is held back together.
     """
     if data.users < 10:
         return popularity_head(data.counts, coordinates.shape[1])
     items = torch.from_numpy(np.array(coordinates))  # a copy: the file is mapped read-only
-    parts = np.array_split(generator.permutation(data.users), _PARTS)
-    few, everybody = data.users < _FEW, np.arange(data.users)
-    held_back = parts if few else [np.concatenate(parts[:_HELD_BACK])[:_MOST_HELD_BACK]]
-    tried = [_Tried.of(data, items, np.setdiff1d(everybody, part), part, generator) for part in held_back]
-    chosen = _trusted(np.concatenate([one.hits for one in tried], axis=1), among=range(1, len(tried[0].heads)), kept=0)
-    head = _gated(data, items, everybody, generator)[chosen] if few else tried[0].heads[chosen]
-    if data.passports is None or len(tried[0].fitted_on) < neighbours.LEAST:
+    everybody = np.arange(data.users)
+    tried: list[_Tried] = []
+    for part in np.array_split(generator.permutation(data.users), _PARTS):
+        fits = _fits(data, items, np.delete(everybody, part), generator, near=tried[0].fits if tried else None)
+        tried.append(_Tried.of(fits, data, items.numpy(), part))
+    chosen = _trusted([one.hits for one in tried])
+    head = tried[0].heads[0]
+    if chosen:
+        head = _gated(_fits(data, items, everybody, generator, near=tried[0].fits), data)[chosen]
+    if data.passports is None or data.users - len(tried[0].held_back) < neighbours.LEAST:
         return head
-    heard = np.concatenate([one.hits_of_neighbours(data, np.asarray(coordinates), chosen, generator) for one in tried], axis=1)
-    best = _trusted(heard, among=range(1, len(heard)), kept=0)
+    best = _trusted([one.hits_of_neighbours(data, np.asarray(coordinates), chosen, generator) for one in tried])
     if best == 0:
         return head
     ridge, loudness = _LOUD[best - 1]
@@ -180,38 +182,48 @@ class _Tried:
     """Heads fitted without some people, and what those people would have found with each of them.
 
     Attributes:
-        heads: popularity, and a head for each gate.
-        fitted_on, held_back: positions of people.
-        hits: (heads, held_back).
+        fits: as `_fits` gives them.
+        heads: popularity, and a head for each leaning and gate.
+        held_back: positions of the people.
+        hits: (heads, people asked) of the first `_MOST_ASKED` of them.
     """
 
+    fits: list[ServingHead]
     heads: list[ServingHead]
-    fitted_on: np.ndarray
     held_back: np.ndarray
     hits: np.ndarray
 
     @classmethod
-    def of(
-        cls, data: FittingData, items: torch.Tensor, fitted_on: np.ndarray, held_back: np.ndarray, generator: np.random.Generator
-    ) -> _Tried:
-        heads = _gated(data, items, fitted_on, generator)
-        return cls(heads=heads, fitted_on=fitted_on, held_back=held_back, hits=_hits(heads, data, items.numpy(), held_back))
+    def of(cls, fits: list[ServingHead], data: FittingData, coordinates: np.ndarray, held_back: np.ndarray) -> _Tried:
+        heads = _gated(fits, data)
+        return cls(fits=fits, heads=heads, held_back=held_back, hits=_hits(heads, data, coordinates, held_back[:_MOST_ASKED]))
 
     def hits_of_neighbours(self, data: FittingData, coordinates: np.ndarray, chosen: int, generator: np.random.Generator) -> np.ndarray:
-        """(1 + settings, held_back): the chosen head alone, and with neighbours as loud as `_LOUD` says."""
-        head = self.heads[chosen]
-        beside = {ridge: _neighbours(data, self.fitted_on, len(coordinates), ridge, generator) for ridge in RIDGES}
+        """(1 + settings, people asked): the chosen head alone, and with neighbours as loud as `_LOUD` says."""
+        head, others = self.heads[chosen], np.delete(np.arange(data.users), self.held_back)
+        beside = {ridge: _neighbours(data, others, len(coordinates), ridge, generator) for ridge in RIDGES}
         louder = [dataclasses.replace(head, loudness=loudness, neighbours=beside[ridge]) for ridge, loudness in _LOUD]
-        return np.concatenate([self.hits[chosen][None], _hits(louder, data, coordinates, self.held_back)])
+        return np.concatenate([self.hits[chosen][None], _hits(louder, data, coordinates, self.held_back[:_MOST_ASKED])])
 
 
-def _gated(data: FittingData, items: torch.Tensor, people: np.ndarray, generator: np.random.Generator) -> list[ServingHead]:
+def _fits(
+    data: FittingData, items: torch.Tensor, people: np.ndarray, generator: np.random.Generator, *, near: list[ServingHead] | None
+) -> list[ServingHead]:
+    """The most likely head without interest, and one for each leaning.
+
+    Args:
+        near: the same on other people, from where the climbs begin. The problem is convex: that only makes them shorter.
+    """
+    found = [_most_likely(data, items, people, generator, leaning=None, near=near[0] if near else None)]
+    for at, leaning in enumerate(leanings(data), start=1):
+        begin = near[at] if near else found[at - 1] if at > 1 else None
+        found.append(_most_likely(data, items, people, generator, leaning=leaning, near=begin))
+    return found
+
+
+def _gated(fits: list[ServingHead], data: FittingData) -> list[ServingHead]:
     """Popularity, and a head for each leaning and gate."""
-    plain = _most_likely(data, items, people, generator, leaning=None)
-    full: list[ServingHead] = []
-    for leaning in leanings(data):
-        full.append(_most_likely(data, items, people, generator, leaning=leaning, near=full[-1] if full else None))
-    return [popularity_head(data.counts, items.shape[1]), *(_between(plain, one, gate) for one in full for gate in GATES)]
+    return [popularity_head(data.counts, len(fits[0].offset)), *(_between(fits[0], one, gate) for one in fits[1:] for gate in GATES)]
 
 
 def leanings(data: FittingData) -> list[tuple[float, float]]:
@@ -231,11 +243,20 @@ def _or(passports: np.ndarray | None, interests: np.ndarray) -> np.ndarray:
     return interests if passports is None else passports
 
 
-def _trusted(hits: np.ndarray, *, among: range, kept: int) -> int:
-    """Of (candidates, people) hits the best among some, where it gains more than one standard error over the one that is kept so far."""
-    best = max(among, key=lambda one: float(hits[one].mean()))
-    gain = hits[best] - hits[kept]
-    return best if gain.mean() > gain.std() / np.sqrt(len(gain)) else kept
+def _trusted(hits: Sequence[np.ndarray]) -> int:
+    """The candidate that people find most with; 0, the one that is kept so far, where it is not sure that they find more.
+
+    Whoever has chosen among many flatters what was chosen. So the choice of four parts is measured on the fifth, each in turn, and these
+    gains must be above nothing by `_SURE` standard errors.
+
+    Args:
+        hits: for each part of the people (candidates, people).
+    """
+    sums = np.stack([part.sum(axis=1, dtype=np.float64) for part in hits])  # (parts, candidates)
+    elsewhere = sums.sum(axis=0) - sums
+    gains = np.concatenate([part[best] - part[0] for part, best in zip(hits, elsewhere.argmax(axis=1), strict=True)])
+    sure = gains.mean() > _SURE * gains.std() / np.sqrt(len(gains))
+    return int(sums.sum(axis=0).argmax()) if sure else 0
 
 
 def _between(plain: ServingHead, full: ServingHead, gate: float) -> ServingHead:
@@ -266,7 +287,7 @@ def _most_likely(
         people: positions of those among whom the ones to fit by are drawn.
         generator: draws them.
         leaning: one of `LEANINGS`; None leaves the interest out of the head.
-        near: a head with interest from which the climb begins.
+        near: a head from which the climb begins, one with interest if this is to be one.
     """
     users = generator.choice(people, size=min(_FITTED_BY, len(people)), replace=False)
     ridge, share = leaning or (None, 0.0)
@@ -279,7 +300,7 @@ def _most_likely(
     offsets = coordinates.shape[1] * scales
     begin = np.concatenate([np.full(groups, 1.0 / groups), np.ones(scales), np.zeros(offsets)])
     if near is not None:
-        begin = np.concatenate([near.weights, [near.scale], near.scale * (near.offset + data.interests[users].mean(axis=0))])
+        begin = np.concatenate([near.weights, [near.scale] * scales, (near.scale * near.offset + _leant(near, data, users))[:offsets]])
     bounds = [(None, None)] * groups + [(_LEAST_SCALE, None)] * scales + [(None, None)] * offsets
     climbed = scipy.optimize.minimize(
         slope, begin, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _ITERATIONS, "ftol": _GOOD_ENOUGH}
@@ -290,6 +311,12 @@ def _most_likely(
     return ServingHead(
         scale=scale, untrained=scale * beside, offset=offset, weights=found[:groups].copy(), log_counts=slope.log_counts.numpy()
     )
+
+
+def _leant(head: ServingHead, data: FittingData, users: np.ndarray) -> np.ndarray:
+    """(d,) how far a head leans for these users in the mean, without its offset."""
+    passports = _or(data.passports, data.interests)
+    return np.asarray(head.scale * data.interests[users].mean(axis=0) + head.untrained * passports[users].mean(axis=0))
 
 
 def _spread(vectors: np.ndarray) -> float:
