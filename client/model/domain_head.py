@@ -30,8 +30,8 @@ from . import neighbours
 from .head_likelihood import USERS_AT_A_TIME, FittingData, Slope, Taken, logarithm, logarithms
 from .neighbours import Neighbours
 
-GATES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
-"""How far the interest is let in: 0 = not at all, 1 = as likelihood has it, above 1 = further, because lists reward boldness."""
+GATES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+"""How far the interest is let in: 1 = as likelihood has it, above 1 = further, because lists reward boldness."""
 
 KAPPAS = (30.0, 100.0, 300.0, 1000.0)
 """How loud the neighbours speak: their scores are shares of alike people who took an item, a few hundredths."""
@@ -44,7 +44,7 @@ LEANINGS = ((5.0, 0.0), (100.0, 0.0), (5.0, 0.7), (100.0, 0.7))
 wide catalogue hardly. The share says how loud the untransferred passport is, where the transferred interest is 1: both by their spread."""
 
 _FITTED_BY, _ITERATIONS, _GOOD_ENOUGH, _LEAST_SCALE, _LEAST_SPREAD = 1500, 20, 1e-5, 0.01, 1e-6
-_PARTS, _MOST_ASKED, _SURE = 5, 500, 2.0
+_LEAST_PARTS, _MOST_PARTS, _CHOOSERS, _MOST_ASKED, _SURE = 2, 5, 5, 5000, 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -161,9 +161,10 @@ def fit(data: FittingData, coordinates: np.ndarray, *, generator: np.random.Gene
     items = torch.from_numpy(np.array(coordinates))  # a copy: the file is mapped read-only
     everybody = np.arange(data.users)
     tried: list[_Tried] = []
-    for part in np.array_split(generator.permutation(data.users), _PARTS):
+    parts = np.array_split(generator.permutation(data.users), _number_of_parts(data.users))
+    for part in parts:
         fits = _fits(data, items, np.delete(everybody, part), generator, near=tried[0].fits if tried else None)
-        tried.append(_Tried.of(fits, data, items.numpy(), part))
+        tried.append(_Tried.of(fits, data, items.numpy(), part, most_asked=_MOST_ASKED // len(parts)))
     chosen = _trusted([one.hits for one in tried])
     head = tried[0].heads[0]
     if chosen:
@@ -185,7 +186,7 @@ class _Tried:
         fits: as `_fits` gives them.
         heads: popularity, and a head for each leaning and gate.
         held_back: positions of the people.
-        hits: (heads, people asked) of the first `_MOST_ASKED` of them.
+        hits: (heads, people asked) of the first of them.
     """
 
     fits: list[ServingHead]
@@ -194,16 +195,22 @@ class _Tried:
     hits: np.ndarray
 
     @classmethod
-    def of(cls, fits: list[ServingHead], data: FittingData, coordinates: np.ndarray, held_back: np.ndarray) -> _Tried:
+    def of(cls, fits: list[ServingHead], data: FittingData, coordinates: np.ndarray, held_back: np.ndarray, *, most_asked: int) -> _Tried:
         heads = _gated(fits, data)
-        return cls(fits=fits, heads=heads, held_back=held_back, hits=_hits(heads, data, coordinates, held_back[:_MOST_ASKED]))
+        return cls(fits=fits, heads=heads, held_back=held_back, hits=_hits(heads, data, coordinates, held_back[:most_asked]))
 
     def hits_of_neighbours(self, data: FittingData, coordinates: np.ndarray, chosen: int, generator: np.random.Generator) -> np.ndarray:
         """(1 + settings, people asked): the chosen head alone, and with neighbours as loud as `_LOUD` says."""
         head, others = self.heads[chosen], np.delete(np.arange(data.users), self.held_back)
         beside = {ridge: _neighbours(data, others, len(coordinates), ridge, generator) for ridge in RIDGES}
         louder = [dataclasses.replace(head, loudness=loudness, neighbours=beside[ridge]) for ridge, loudness in _LOUD]
-        return np.concatenate([self.hits[chosen][None], _hits(louder, data, coordinates, self.held_back[:_MOST_ASKED])])
+        return np.concatenate([self.hits[chosen][None], _hits(louder, data, coordinates, self.held_back[: self.hits.shape[1]])])
+
+
+def _number_of_parts(users: int) -> int:
+    """As few as leave enough people to fit by, for each part costs a fit."""
+    enough = max(users - _FITTED_BY, 1)
+    return min(max(-(-users // enough), _LEAST_PARTS), _MOST_PARTS)
 
 
 def _fits(
@@ -222,8 +229,9 @@ def _fits(
 
 
 def _gated(fits: list[ServingHead], data: FittingData) -> list[ServingHead]:
-    """Popularity, and a head for each leaning and gate."""
-    return [popularity_head(data.counts, len(fits[0].offset)), *(_between(fits[0], one, gate) for one in fits[1:] for gate in GATES)]
+    """Popularity of everybody, that of the groups as is most likely, and a head for each leaning and gate."""
+    let_in = (_between(fits[0], one, gate) for one in fits[1:] for gate in GATES)
+    return [popularity_head(data.counts, len(fits[0].offset)), fits[0], *let_in]
 
 
 def leanings(data: FittingData) -> list[tuple[float, float]]:
@@ -246,15 +254,16 @@ def _or(passports: np.ndarray | None, interests: np.ndarray) -> np.ndarray:
 def _trusted(hits: Sequence[np.ndarray]) -> int:
     """The candidate that people find most with; 0, the one that is kept so far, where it is not sure that they find more.
 
-    Whoever has chosen among many flatters what was chosen. So the choice of four parts is measured on the fifth, each in turn, and these
-    gains must be above nothing by `_SURE` standard errors.
+    Whoever has chosen among many flatters what was chosen. So some people's choice is measured on the others, each in turn, and these gains
+    must be above nothing by `_SURE` standard errors.
 
     Args:
         hits: for each part of the people (candidates, people).
     """
-    sums = np.stack([part.sum(axis=1, dtype=np.float64) for part in hits])  # (parts, candidates)
+    groups = [group for part in hits for group in np.array_split(part, -(-_CHOOSERS // len(hits)), axis=1)]
+    sums = np.stack([group.sum(axis=1, dtype=np.float64) for group in groups])  # (groups, candidates)
     elsewhere = sums.sum(axis=0) - sums
-    gains = np.concatenate([part[best] - part[0] for part, best in zip(hits, elsewhere.argmax(axis=1), strict=True)])
+    gains = np.concatenate([group[best] - group[0] for group, best in zip(groups, elsewhere.argmax(axis=1), strict=True)])
     sure = gains.mean() > _SURE * gains.std() / np.sqrt(len(gains))
     return int(sums.sum(axis=0).argmax()) if sure else 0
 

@@ -219,6 +219,14 @@ def test_the_luckiest_of_many_is_not_trusted() -> None:
     assert opened <= 6
 
 
+def test_few_parts_choose_in_more_groups_than_they_are() -> None:
+    """Two halves that choose for each other would flatter less often, but lose a setting that one half cannot see."""
+    halves = [
+        [np.concatenate(one, axis=1) for one in (parts[:2], parts[2:])] for parts in (hits_of(np.array([0.05]), seed) for seed in range(40))
+    ]
+    assert sum(domain_head._trusted(parts) == 1 for parts in halves) > 20
+
+
 def test_what_helps_is_trusted_and_the_best_of_it_is_taken() -> None:
     assert [domain_head._trusted(hits_of(np.array([0.02, 0.15, -0.1]), seed)) for seed in range(10)] == [2] * 10
 
@@ -246,7 +254,11 @@ def test_everybody_is_held_back_once_and_at_most_so_many_are_asked(monkeypatch: 
     monkeypatch.setattr(domain_head, "_MOST_ASKED", 30)
     asked.clear()
     fitted(people(3.0, 200))
-    assert [len(one) for one in asked] == [30] * 5
+    assert [len(one) for one in asked] == [6] * 5
+
+
+def test_as_few_parts_as_leave_enough_people_to_fit_by() -> None:
+    assert [domain_head._number_of_parts(users) for users in (10, 1500, 1900, 2250, 3000, 1_000_000)] == [5, 5, 5, 3, 2, 2]
 
 
 def test_counts_of_one_teach_the_head_nothing() -> None:
