@@ -27,7 +27,8 @@ def test_rounding_that_looks_like_a_mistake_is_asked_again(monkeypatch: pytest.M
     assert gradients._gradient_error(model, batch) > GRADIENT_TOLERANCE
     assert gradients.gradient_error(model, batch) < 1e-12
     for one, was in zip(model.parameters(), before, strict=True):
-        assert one.dtype == torch.float32 and torch.equal(one, was)  # the model is left as it was
+        assert one.dtype == torch.float32
+        assert torch.equal(one, was)
 
     monkeypatch.setattr(gradients, "per_user_gradients", lambda model, batch: exact(model, batch)[[1, 0, 2, 3]])
     assert gradients.gradient_error(model, batch) > GRADIENT_TOLERANCE
