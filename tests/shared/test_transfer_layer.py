@@ -33,7 +33,7 @@ def test_the_layer_is_the_formula() -> None:
     z, c = np.random.default_rng(1).normal(size=6), np.random.default_rng(2).normal(size=3)
     by_hand = z + arrays[WRITER] @ np.tanh(arrays[READER] @ z) + arrays[DESCRIPTOR] @ c
     found = layer_of(arrays)(torch.tensor(z, dtype=torch.float32), torch.tensor(c, dtype=torch.float32))
-    np.testing.assert_allclose(found.detach(), by_hand, rtol=1e-5)
+    np.testing.assert_allclose(found.detach(), by_hand, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

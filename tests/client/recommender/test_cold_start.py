@@ -53,7 +53,7 @@ def brought(films: Recommender, user: str) -> np.ndarray:
 def test_a_passport_alone_is_the_interest(films: Recommender) -> None:
     found = read(films, known(films, "n00"))
 
-    np.testing.assert_allclose(found.vectors[0], brought(films, "n00"), rtol=1e-6)
+    np.testing.assert_allclose(found.vectors[0], brought(films, "n00"), rtol=1e-6, atol=1e-6)
     assert source(films, found) == passport_from("books")
     assert found.uncertainty[0] == pytest.approx(1 / (1 + PRIOR_ITEMS))
 
@@ -64,7 +64,7 @@ def test_own_items_are_weighed_against_the_items_that_a_passport_stands_for(film
     own = encoded(people.own, films._now.delivered)[0]
 
     expected = (PRIOR_ITEMS * brought(films, "n00") + 2 * own) / (PRIOR_ITEMS + 2)  # 3/5 of what came, 2/5 of what was seen
-    np.testing.assert_allclose(found.vectors[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(found.vectors[0], expected, rtol=1e-5, atol=1e-6)
     assert source(films, found) == passport_from("books")
     assert found.uncertainty[0] == pytest.approx(1 / (1 + 5))
 
@@ -74,7 +74,7 @@ def test_with_enough_items_of_their_own_nothing_else_is_asked(films: Recommender
     without_blend = dataclasses.replace(films._now.delivered, warm=None)
     found = interests(people, without_blend)
 
-    np.testing.assert_allclose(found.vectors, encoded(people.own, without_blend))
+    np.testing.assert_allclose(found.vectors, encoded(people.own, without_blend), rtol=1e-5, atol=1e-6)
     assert scorer_names(without_blend)[found.scorers[0]] == source(films, found) == OWN
 
 
@@ -109,10 +109,10 @@ def test_declared_interests_weigh_one_item(films: Recommender) -> None:
         known=people.known,
     )
 
-    np.testing.assert_allclose(alone.vectors[0], said)
+    np.testing.assert_allclose(alone.vectors[0], said, rtol=1e-5, atol=1e-6)
     assert source(films, alone) == DECLARED
     own = encoded(with_one.own, films._now.delivered)[0]
-    np.testing.assert_allclose(read(films, with_one).vectors[0], (said + own) / 2, rtol=1e-5)
+    np.testing.assert_allclose(read(films, with_one).vectors[0], (said + own) / 2, rtol=1e-5, atol=1e-6)
     assert source(films, read(films, with_one)) == OWN
 
 
@@ -128,7 +128,7 @@ def test_a_passport_that_does_not_help_leaves_the_word_to_what_was_declared(film
     names = scorer_names(without)
     assert (names[silent.scorers[0]], source(films, silent), silent.uncertainty[0]) == ("books", POPULARITY, 1.0)
     assert (names[speaking.scorers[0]], source(films, speaking)) == (DECLARED, DECLARED)
-    np.testing.assert_allclose(speaking.vectors[0], said)
+    np.testing.assert_allclose(speaking.vectors[0], said, rtol=1e-5, atol=1e-6)
 
 
 def test_the_method_that_learned_where_to_begin_takes_its_steps_instead(films: Recommender) -> None:
@@ -139,9 +139,9 @@ def test_the_method_that_learned_where_to_begin_takes_its_steps_instead(films: R
     moved = interests(few, maml).vectors[0]
 
     stepped = adapt(brought(films, "n00")[None], np.array([[9, 17]]), np.ones((1, 2), dtype=bool), maml.coordinates, start)
-    np.testing.assert_allclose(moved, stepped[0], rtol=1e-5)
+    np.testing.assert_allclose(moved, stepped[0], rtol=1e-5, atol=1e-6)
     assert not np.allclose(moved, read(films, few).vectors[0], atol=1e-3)
-    np.testing.assert_allclose(interests(none, maml).vectors[0], brought(films, "n00"), rtol=1e-6)
+    np.testing.assert_allclose(interests(none, maml).vectors[0], brought(films, "n00"), rtol=1e-6, atol=1e-6)
 
 
 def test_of_a_stranger_nothing_is_known(films: Recommender) -> None:
