@@ -181,7 +181,7 @@ def test_diversity_makes_a_list_of_more_subjects_out_of_the_same_scores(films: R
 
     assert len(set(about(diverse))) > len(set(about(plain)))
     assert items(diverse)[0] == items(plain)[0]
-    assert all(each.score == pytest.approx(scores[each.item], rel=1e-5) for each in diverse.items)
+    assert all(each.score == pytest.approx(scores[each.item], rel=1e-5, abs=1e-6) for each in diverse.items)
 
 
 def test_similar_items_are_about_the_same(films: Recommender) -> None:
